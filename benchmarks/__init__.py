@@ -1,0 +1,4 @@
+"""Measurements: `gates` (one gate), `resnet` (a network of them), `saved` (memory for backward).
+
+Each is run as ``python -m benchmarks.<name>`` and checks a configuration before it times it.
+"""

@@ -1,0 +1,92 @@
+"""What every measurement is reported with: the machine, the versions, a console, a JSON file."""
+
+import argparse
+import datetime
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.timing import Timing
+from cbam_fused import backends, info
+
+RESULTS = Path(__file__).parent / "results"
+
+# A log has no width of its own, and tables would wrap at 80 columns.
+console = Console(width=None if sys.stdout.isatty() else 140)
+
+
+def progress() -> Progress:
+    """A progress bar that leaves no trace when it is done."""
+    description = TextColumn("{task.description}")
+    columns = (description, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def environment() -> dict[str, Any]:
+    """Date, threads, versions, backends, build and machine: what a time means nothing without."""
+    backend, reason = backends.choose(torch.device("cpu"))
+    sections = info.collect()
+    sections["versions"]["timm"] = timm.__version__
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "threads": torch.get_num_threads(),
+        "backend": f"{backend.name}: {reason}",
+        **sections,
+    }
+
+
+def heading(environment: dict[str, Any]) -> str:
+    """The machine and the versions in a few lines."""
+    cpu, versions = environment["cpu"], environment["versions"]
+    return (
+        f"{cpu['model']}, {environment['threads']} threads, {cpu['cores']} cores\n"
+        f"torch {versions['torch']}, timm {versions['timm']}, cbam_fused {versions['cbam_fused']}\n"
+        f"backend {environment['backend']}"
+    )
+
+
+def add_json_option(parser: argparse.ArgumentParser, name: str) -> None:
+    """``--json [PATH]``; without a path, today's file of this measurement."""
+    today = RESULTS / f"cpu-{name}-{datetime.date.today().isoformat()}.json"
+    text = "write the results; without a path, to benchmarks/results"
+    parser.add_argument("--json", nargs="?", type=Path, const=today, metavar="PATH", help=text)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    console.print(f"written: {os.path.relpath(path)}")
+
+
+def timing_record(timing: Timing) -> dict[str, Any]:
+    """A timing as JSON, in milliseconds."""
+    low, high = timing.quartiles
+    return {
+        "median_ms": round(timing.median * 1e3, 5),
+        "quartiles_ms": [round(low * 1e3, 5), round(high * 1e3, 5)],
+        "repetitions_ms": [round(value * 1e3, 5) for value in timing.seconds],
+        "calls_per_repetition": timing.calls,
+    }
+
+
+SPREAD = "ms, median ± half the interquartile range"
+
+
+def milliseconds(timing: Timing) -> str:
+    """``12.34 ±2%``: the median, and half the interquartile range relative to it."""
+    low, high = timing.quartiles
+    digits = 3 if timing.median < 1e-3 else 2 if timing.median < 0.1 else 1
+    spread = (high - low) / 2 / timing.median
+    return f"{timing.median * 1e3:.{digits}f} ±{spread:.0%}"
+
+
+def times(value: float | None) -> str:
+    """A ratio, as 2.50x, or a dash."""
+    return "-" if value is None else f"{value:.2f}x"

@@ -1,0 +1,243 @@
+"""Builds `cbam_fused/lib/libcbam_fused.so` with ninja, and writes `build.json` beside it: how.
+
+`setup.py` holds the list of sources; this file turns it into setuptools commands. The library uses
+the stable ABI of libtorch and no Python headers, so one file serves every Python and every PyTorch
+from 2.11 on.
+
+Environment: CXX (default g++), MAX_JOBS, SOURCE_DATE_EPOCH; CBAM_FUSED_CPP=0 builds the package
+without the library. Where it cannot be built (no compiler, no PyTorch, not Linux) the package is
+built without it too, and the record says why.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import ClassVar
+
+from setuptools import Command
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
+
+ROOT = Path(__file__).resolve().parent
+OBJECTS = Path(
+    "build", "cpp"
+)  # relative to ROOT, as every path in build.ninja: no machine path is compiled in
+LIBRARY = "libcbam_fused.so"
+RECORD = "build.json"
+OLDEST_TORCH = (2, 11)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One object file: a source, its own flags, and a name where several come of one source."""
+
+    path: str
+    flags: tuple[str, ...] = ()
+    variant: str = ""
+
+    @property
+    def object(self) -> str:
+        name = Path(self.path).with_suffix("")
+        return str(OBJECTS / (f"{name}.{self.variant}.o" if self.variant else f"{name}.o"))
+
+
+class NotBuiltError(Exception):
+    """The library cannot or shall not be built here; the message goes into the record."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """The compiler and the PyTorch that the library is built with."""
+
+    compiler: str
+    compiler_version: str
+    torch: Path
+    torch_version: str
+
+    @classmethod
+    def find(cls) -> "Toolchain":
+        if os.environ.get("CBAM_FUSED_CPP") == "0":
+            raise NotBuiltError("CBAM_FUSED_CPP=0 was set when the package was built")
+        if platform.system() != "Linux":
+            raise NotBuiltError(f"the library is built on Linux only, not on {platform.system()}")
+        compiler = os.environ.get("CXX", "g++")
+        if not shutil.which(compiler):
+            raise NotBuiltError(
+                f"no C++ compiler: {compiler} was not found when the package was built"
+            )
+        if not importlib.util.find_spec("ninja"):
+            raise NotBuiltError("the Python package ninja was missing when the package was built")
+        spec = importlib.util.find_spec("torch")
+        if not spec:
+            raise NotBuiltError("PyTorch was missing when the package was built")
+        torch = Path(spec.origin).parent
+        torch_version = runpy.run_path(str(torch / "version.py"))["__version__"]
+        if tuple(int(part) for part in torch_version.split(".")[:2]) < OLDEST_TORCH:
+            raise NotBuiltError(
+                f"the library needs PyTorch 2.11 or later to build; found {torch_version}"
+            )
+        version = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, check=True
+        )
+        return cls(compiler, version.stdout.splitlines()[0], torch, torch_version)
+
+
+def ninja_file(sources: list[Source], flags: tuple[str, ...], tools: Toolchain) -> str:
+    """The text of build.ninja: one rule to compile, one to link."""
+
+    def words(arguments) -> str:
+        return shlex.join(arguments).replace("$", "$$")
+
+    include = tools.torch / "include"
+    compiler = [
+        tools.compiler,
+        *flags,
+        f"-ffile-prefix-map={include}=torch",
+        "-isystem",
+        str(include),
+    ]
+    link_flags = [
+        f"-L{tools.torch / 'lib'}",
+        "-ltorch_cpu",
+        "-Wl,--as-needed",
+        "-Wl,-z,defs",
+        "-Wl,--exclude-libs,ALL",
+    ]
+    lines = [
+        f"builddir = {OBJECTS}",
+        "rule compile",
+        f"  command = {words(compiler)} $flags -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $out",
+        "rule link",
+        f"  command = {words([tools.compiler])} -shared $in -o $out {words(link_flags)}",
+        "  description = link $out",
+    ]
+    for source in sources:
+        lines += [
+            f"build {source.object}: compile {source.path}",
+            f"  flags = {words(source.flags)}",
+        ]
+    lines += [
+        f"build {OBJECTS / LIBRARY}: link {' '.join(source.object for source in sources)}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def compile_library(sources: list[Source], flags: tuple[str, ...], tools: Toolchain) -> Path:
+    """Compile what has changed, link, and return the path of the library among the objects."""
+    (ROOT / OBJECTS).mkdir(parents=True, exist_ok=True)
+    text = ninja_file(sources, flags, tools)
+    (ROOT / OBJECTS / "build.ninja").write_text(text)
+    command = [sys.executable, "-m", "ninja", "-f", str(OBJECTS / "build.ninja")]
+    if jobs := os.environ.get("MAX_JOBS"):
+        command += ["-j", jobs]
+    if subprocess.run(command, cwd=ROOT).returncode:
+        raise SystemExit(
+            "cbam_fused: the C++ library did not build;"
+            " with CBAM_FUSED_CPP=0 the package installs without it"
+        )
+    return ROOT / OBJECTS / LIBRARY
+
+
+def schemas_digest() -> str:
+    """SHA-256 of the operations' schemas, which `cbam_fused/library.py` compares with its own."""
+    schemas = runpy.run_path(str(ROOT / "cbam_fused" / "schemas.py"))["SCHEMAS"]
+    return hashlib.sha256(repr(schemas).encode()).hexdigest()
+
+
+def build_record(
+    library: Path, flags: tuple[str, ...], capabilities: tuple[str, ...], tools: Toolchain
+) -> dict:
+    content = library.read_bytes()
+    seconds = float(os.environ.get("SOURCE_DATE_EPOCH", library.stat().st_mtime))
+    return {
+        "size": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "schemas": schemas_digest(),
+        "compiler": tools.compiler_version,
+        "torch": tools.torch_version,
+        "flags": shlex.join(flags),
+        "capabilities": capabilities,
+        "date": datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file, if it changes, by renaming: who has the old one mapped keeps it intact."""
+    if path.exists() and path.read_bytes() == content:
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def commands(sources: list[Source], flags: tuple[str, ...], capabilities: tuple[str, ...]) -> dict:
+    """The setuptools commands: `build_library`, `build` with it, a wheel tagged by its contents."""
+
+    class BuildLibrary(Command):
+        description = "build the C++ library (compile and link what has changed)"
+        user_options: ClassVar = [("inplace", "i", "put the library into the source tree")]
+        boolean_options: ClassVar = ["inplace"]
+        editable_mode = False
+
+        def initialize_options(self):
+            self.build_lib = None
+            self.inplace = False
+
+        def finalize_options(self):
+            self.set_undefined_options("build_py", ("build_lib", "build_lib"))
+
+        def run(self):
+            in_tree = self.editable_mode or self.inplace
+            folder = (ROOT if in_tree else Path(self.build_lib)) / "cbam_fused" / "lib"
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                tools = Toolchain.find()
+                library = compile_library(sources, flags, tools)
+                replace(folder / LIBRARY, library.read_bytes())
+                record = build_record(library, flags, capabilities, tools)
+            except NotBuiltError as reason:
+                (folder / LIBRARY).unlink(missing_ok=True)
+                record = {"reason": str(reason)}
+                print(f"cbam_fused: built without the C++ library: {reason}")
+            replace(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
+            self.built = "reason" not in record
+
+        def get_source_files(self):
+            return sorted({source.path for source in sources})
+
+        def get_outputs(self):
+            return [
+                str(Path(self.build_lib, "cbam_fused", "lib", name)) for name in (LIBRARY, RECORD)
+            ]
+
+        def get_output_mapping(self):
+            return {}
+
+    class Build(build):
+        sub_commands: ClassVar = [*build.sub_commands, ("build_library", None)]
+
+    class BdistWheel(bdist_wheel):
+        def run(self):
+            self.run_command("build_library")
+            self.root_is_pure = not self.get_finalized_command("build_library").built
+            super().run()
+
+        def get_tag(self):
+            python, abi, machine = super().get_tag()
+            return ("py3", "none", machine) if not self.root_is_pure else (python, abi, machine)
+
+    return {"build_library": BuildLibrary, "build": Build, "bdist_wheel": BdistWheel}

@@ -1,0 +1,9 @@
+"""Fused attention gates for convolutional networks: CBAM under PyTorch autograd, with nothing changed but the speed."""
+
+from cbam_fused.backends import use_backend
+from cbam_fused.functional import cbam
+from cbam_fused.fuse import FuseReport, fuse_, unfuse_
+from cbam_fused.modules import CBAM
+from cbam_fused.version import __version__
+
+__all__ = ["CBAM", "FuseReport", "__version__", "cbam", "fuse_", "unfuse_", "use_backend"]

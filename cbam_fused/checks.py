@@ -1,0 +1,133 @@
+"""The checks of every argument, written once, before anything is launched or changed."""
+
+import torch
+from torch import Tensor
+
+from cbam_fused.schemas import ACTIVATIONS, MAPS, POOL_TYPES, TIES
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_FLOATS_TEXT = "float32, float16, bfloat16 or float64"
+
+
+def describe(value: object) -> str:
+    """A tensor as `float32 [2, 64, 7, 7] on cpu`, anything else as its repr."""
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+
+
+def _fail(error: type[Exception], argument: str, expected: str, got: object) -> None:
+    raise error(f"cbam: {argument} must be {expected}; got {describe(got)}")
+
+
+def choice(argument: str, value: object, choices: tuple[str, ...], op: str = "cbam") -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{op}: {argument} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def canonical_pool(pool: str, op: str = "cbam") -> str:
+    """`pool` with its types in the order of the contract: "max+avg" becomes "avg+max"."""
+    if pool == "light":
+        return pool
+    types = pool.split("+") if isinstance(pool, str) else [pool]
+    if not set(types) <= set(POOL_TYPES) or len(set(types)) != len(types):
+        raise ValueError(
+            f"{op}: pool must be light or a subset of {', '.join(POOL_TYPES)} joined by +; got {pool!r}"
+        )
+    return "+".join(t for t in POOL_TYPES if t in types)
+
+
+def _parameter(
+    argument: str, value: Tensor | None, shapes: tuple[list[int], ...], x: Tensor
+) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
+        _fail(TypeError, argument, f"a tensor in {_FLOATS_TEXT}", value)
+    if list(value.shape) not in shapes:
+        _fail(ValueError, argument, " or ".join(map(str, shapes)), value)
+    if value.device != x.device:
+        _fail(ValueError, argument, f"on the device of x, {x.device}", value)
+
+
+def cbam(
+    x: Tensor,
+    mlp_weight1: Tensor | None,
+    mlp_bias1: Tensor | None,
+    mlp_weight2: Tensor,
+    mlp_bias2: Tensor | None,
+    conv_weight: Tensor | None,
+    conv_bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    residual: Tensor | None,
+    batch_statistics: bool,
+    pool: str,
+    maps: str,
+    ties: str,
+    activation: str,
+) -> str:
+    """Checks all arguments of `cbam_fused.cbam`; returns the canonical form of `pool`."""
+    if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in _FLOATS:
+        _fail(TypeError, "x", f"[N, C, H, W] in {_FLOATS_TEXT}", x)
+    c = x.shape[1]
+    if c == 0 or x.shape[2] == 0 or x.shape[3] == 0:
+        _fail(ValueError, "x", "[N, C, H, W] with C, H and W at least 1", x)
+    pool = canonical_pool(pool)
+    choice("maps", maps, MAPS)
+    choice("ties", ties, TIES)
+    choice("activation", activation, ACTIVATIONS)
+
+    reduced = c
+    if mlp_weight1 is None:
+        if mlp_bias1 is not None:
+            _fail(ValueError, "mlp_bias1", "None where mlp_weight1 is None", mlp_bias1)
+    else:
+        if not isinstance(mlp_weight1, Tensor) or mlp_weight1.dim() not in (2, 4):
+            _fail(TypeError, "mlp_weight1", f"[R, {c}] or [R, {c}, 1, 1]", mlp_weight1)
+        reduced = mlp_weight1.shape[0]
+        shapes = ([reduced, c], [reduced, c, 1, 1])
+        if reduced == 0:
+            _fail(ValueError, "mlp_weight1", f"[R, {c}] with R at least 1", mlp_weight1)
+        _parameter("mlp_weight1", mlp_weight1, shapes, x)
+        _parameter("mlp_bias1", mlp_bias1, ([reduced],), x)
+    if mlp_weight2 is None:
+        _fail(TypeError, "mlp_weight2", f"[{c}, {reduced}] or [{c}, {reduced}, 1, 1]", mlp_weight2)
+    _parameter("mlp_weight2", mlp_weight2, ([c, reduced], [c, reduced, 1, 1]), x)
+    _parameter("mlp_bias2", mlp_bias2, ([c],), x)
+
+    if conv_weight is not None:
+        count = 1 if maps == "light" else 2
+        k = conv_weight.shape[-1] if isinstance(conv_weight, Tensor) and conv_weight.dim() else 0
+        if k % 2 == 0:
+            _fail(ValueError, "conv_weight", f"[1, {count}, k, k] with k odd", conv_weight)
+        _parameter("conv_weight", conv_weight, ([1, count, k, k],), x)
+    if conv_bias is not None and conv_weight is None:
+        _fail(ValueError, "conv_bias", "None where conv_weight is None", conv_bias)
+    one = ([1],)
+    _parameter("conv_bias", conv_bias, one, x)
+    _parameter("norm_weight", norm_weight, one, x)
+    _parameter("norm_bias", norm_bias, one, x)
+    _parameter("running_mean", running_mean, one, x)
+    _parameter("running_var", running_var, one, x)
+    if (running_mean is None) != (running_var is None):
+        _fail(ValueError, "running_var", "given with running_mean or not at all", running_var)
+    normalises = batch_statistics or running_mean is not None
+    if (norm_weight is not None or norm_bias is not None) and not normalises:
+        given = norm_weight if norm_weight is not None else norm_bias
+        expected = "None without running statistics or batch_statistics"
+        _fail(ValueError, "norm_weight" if norm_weight is not None else "norm_bias", expected, given)
+    if conv_weight is not None and batch_statistics and x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        _fail(ValueError, "x", "more than one pixel in the batch for batch_statistics", x)
+
+    if residual is not None and (
+        not isinstance(residual, Tensor)
+        or residual.shape != x.shape
+        or residual.dtype != x.dtype
+        or residual.device != x.device
+    ):
+        _fail(ValueError, "residual", f"as x, {describe(x)}", residual)
+    return pool

@@ -1,0 +1,140 @@
+"""The public functional form of the CBAM gate: checks, autocast, the choice of a backend, running statistics."""
+
+import torch
+from torch import Tensor
+
+from cbam_fused import backends, checks
+from cbam_fused.ops import Cbam, compute_dtype
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+
+
+def cbam(
+    x: Tensor,
+    mlp_weight1: Tensor | None,
+    mlp_bias1: Tensor | None,
+    mlp_weight2: Tensor,
+    mlp_bias2: Tensor | None,
+    conv_weight: Tensor | None = None,
+    conv_bias: Tensor | None = None,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    batch_statistics: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    pool: str = "avg+max",
+    maps: str = "max_mean",
+    ties: str = "first",
+    activation: str = "none",
+) -> Tensor:
+    """CBAM (Woo et al., ECCV 2018, section 3): channel gate, then spatial gate, fused.
+
+    ``y = act(x * Mc * Ms + residual)`` with ``Mc = sigmoid(MLP(pool(x)))`` per channel and
+    ``Ms = sigmoid(norm(conv(max and mean over channels of x * Mc)))`` per pixel. Sums, gates and the norm are computed
+    in float32 (float64 for a float64 x), whatever the dtype of x. Differentiable once, in x, residual and all
+    parameters.
+
+    Args:
+        x: ``[N, C, H, W]``, NCHW or channels_last (others are copied), float32, float16, bfloat16 or float64.
+            Under autocast a float32 x is cast to the autocast dtype; parameters are not.
+        mlp_weight1: ``[R, C]`` or ``[R, C, 1, 1]``; None: no hidden layer.
+        mlp_bias1: ``[R]`` or None.
+        mlp_weight2: ``[C, R]`` or ``[C, R, 1, 1]``; ``[C, C]`` where mlp_weight1 is None.
+        mlp_bias2: ``[C]`` or None.
+        conv_weight: ``[1, 2, k, k]``, k odd (``[1, 1, k, k]`` for ``maps="light"``); None: channel gate only.
+        conv_bias: ``[1]`` or None.
+        norm_weight, norm_bias: ``[1]`` or None, of the batch norm behind the convolution.
+        running_mean, running_var: ``[1]``. Without ``batch_statistics`` they normalise, and without them there is no
+            norm; with it they are updated in place (unbiased variance), if given.
+        residual: as x in shape; added after the gate. ``residual=x`` gives ``x + gate(x)``.
+        batch_statistics: normalise with the mean and variance over this batch, as a batch norm in training does.
+        momentum: weight of this batch in the running statistics.
+        eps: added to the variance.
+        pool: what is pooled over H*W: ``avg``, ``max``, ``lp`` (p = 2), ``lse`` joined by ``+``, each a branch of the
+            MLP; or ``light``: one branch ``0.5 avg + 0.5 max``.
+        maps: order of the two pooled maps, ``max_mean`` (official) or ``mean_max``; or ``light``: one map
+            ``0.5 mean + 0.5 max``.
+        ties: the gradient of a maximum goes to the ``first`` index (as ``max(dim)``) or is spread ``even`` (as ``amax``).
+        activation: ``none``, ``relu`` or ``relu6``, after the residual.
+
+    Returns:
+        y, in shape, dtype and strides as x.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it, what was expected and what came.
+        RuntimeError: a second derivative is asked for.
+    """
+    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
+        if x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        residual = None if residual is None else residual.to(x.dtype)
+    pool = checks.cbam(
+        x,
+        mlp_weight1,
+        mlp_bias1,
+        mlp_weight2,
+        mlp_bias2,
+        conv_weight,
+        conv_bias,
+        norm_weight,
+        norm_bias,
+        running_mean,
+        running_var,
+        residual,
+        batch_statistics,
+        pool,
+        maps,
+        ties,
+        activation,
+    )
+    if conv_weight is None:
+        batch_statistics = False
+        norm_weight = norm_bias = running_mean = running_var = None
+
+    compute = compute_dtype(x.dtype)
+    mlp = (mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2)
+    if any(p is not None and p.dtype != mlp_weight2.dtype for p in mlp) or (
+        mlp_weight2.dtype not in (compute, x.dtype)
+    ):
+        mlp = tuple(_cast(p, compute) for p in mlp)
+    conv = (_cast(conv_weight, compute), _cast(conv_bias, compute))
+    affine = (_cast(norm_weight, compute), _cast(norm_bias, compute))
+    statistics = (None, None)
+    if not batch_statistics:
+        statistics = (_cast(running_mean, compute), _cast(running_var, compute))
+
+    backend, _reason = backends.choose(x.device)
+    differentiable = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, *mlp, *conv, *affine, residual)
+    )
+    if not differentiable and not batch_statistics:
+        return backend.cbam_inference(
+            x, *mlp, *conv, *affine, *statistics, eps, residual, pool, maps, activation
+        )
+    y, batch_mean, batch_var = Cbam.apply(
+        x,
+        *mlp,
+        *conv,
+        *affine,
+        *statistics,
+        residual,
+        backend,
+        batch_statistics,
+        eps,
+        pool,
+        maps,
+        ties,
+        activation,
+    )
+    if batch_statistics and running_mean is not None:
+        with torch.no_grad():
+            count = x.shape[0] * x.shape[2] * x.shape[3]
+            running_mean.mul_(1 - momentum).add_(batch_mean, alpha=momentum)
+            running_var.mul_(1 - momentum).add_(batch_var, alpha=momentum * count / (count - 1))
+    return y

@@ -1,0 +1,69 @@
+"""timm's ``timm.layers.cbam``: CbamModule and LightCbamModule.
+
+timm is never imported here: a model that contains its modules has imported it.
+"""
+
+import sys
+
+from torch import nn
+
+from cbam_fused.fuse.adapters import layers
+from cbam_fused.fuse.adapters.base import Adapter
+from cbam_fused.plan import GateSpec
+
+
+def _timm(module: str, name: str) -> type | None:
+    return getattr(sys.modules.get(module), name, None)
+
+
+def _class_of(module: nn.Module) -> type | None:
+    for name in ("CbamModule", "LightCbamModule"):
+        cls = _timm("timm.layers.cbam", name)
+        if cls is not None and isinstance(module, cls):
+            return cls
+    return None
+
+
+def claims(module: nn.Module) -> bool:
+    return _class_of(module) is not None
+
+
+def describe(module: nn.Module) -> GateSpec:
+    cls = _class_of(module)
+    light = cls.__name__ == "LightCbamModule"
+    prefix = "Light" if light else ""
+    layers.expect_own_forward(module, "", cls)
+    layers.expect_children(module, "", "channel", "spatial")
+
+    layers.expect_class(module, "channel", _timm("timm.layers.cbam", f"{prefix}ChannelAttn"))
+    layers.expect_children(module, "channel", "fc1", "act", "fc2", "gate")
+    layers.expect_pointwise(module, "channel.fc1")
+    layers.expect_class(module, "channel.act", nn.ReLU)
+    layers.expect_pointwise(module, "channel.fc2")
+    if not light:  # the light one holds a gate and never calls it: it is always a sigmoid
+        _expect_sigmoid(module, "channel.gate")
+
+    layers.expect_class(module, "spatial", _timm("timm.layers.cbam", f"{prefix}SpatialAttn"))
+    layers.expect_children(module, "spatial", "conv", "gate")
+    layers.expect_children(module, "spatial.conv", "conv", "bn")
+    layers.expect_class(module, "spatial.conv", _timm("timm.layers.conv_bn_act", "ConvNormAct"))
+    layers.expect_spatial_conv(module, "spatial.conv.conv", maps=1 if light else 2)
+    layers.expect_batch_norm(module, "spatial.conv.bn")
+    _expect_sigmoid(module, "spatial.gate")
+    return GateSpec(
+        hidden_layer="channel.fc1",
+        output_layer="channel.fc2",
+        conv="spatial.conv.conv",
+        norm="spatial.conv.bn",
+        pool="light" if light else "avg+max",
+        maps="light" if light else "mean_max",
+        ties="even",
+    )
+
+
+def _expect_sigmoid(module: nn.Module, path: str) -> None:
+    classes = (nn.Sigmoid, _timm("timm.layers.activations", "Sigmoid"))
+    layers.expect_class(module, path, *(cls for cls in classes if cls is not None))
+
+
+ADAPTER = Adapter("timm", claims, describe)

@@ -1,0 +1,192 @@
+"""`fuse_` and `unfuse_`: find the gates of a model, swap those that are proven equal, report on all."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+
+from torch import nn
+
+from cbam_fused.fuse import report
+from cbam_fused.fuse.adapters import ADAPTERS, Adapter, NotFusable
+from cbam_fused.fuse.adapters.layers import expect_parameters
+from cbam_fused.fuse.report import FuseReport, GateReport
+from cbam_fused.fuse.swap import Fusion, fused_class, fusion_of
+from cbam_fused.fuse.verify import verify as compare
+from cbam_fused.modules import CBAM
+from cbam_fused.plan import Plan, collect, make_plan
+
+_NAMED_AS_GATE = re.compile(r"(light_?)?cbam_?(module|block|layer|attention)?", re.IGNORECASE)
+
+
+def fuse_(
+    model: nn.Module,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    *,
+    strict: bool = False,
+    verify: bool = True,
+) -> FuseReport:
+    """Makes the CBAM gates of `model` fused ones, in place.
+
+    Known are timm's CbamModule and LightCbamModule, and the authors' CBAM (Jongchan/attention-module) wherever it was
+    pasted. A gate keeps its parameters, buffers, hooks, names, state_dict and repr, and `isinstance` still holds: only
+    its class becomes a subclass whose forward is `cbam_fused.cbam`. While an inner module has a hook, is parametrised
+    or was replaced, or its batch norm is synchronised over processes, the gate runs its inner modules as before.
+
+    Args:
+        model: any module; it may itself be a gate.
+        filter_fn: ``filter_fn(module, name) -> bool``, asked for each gate (for each of its names until one is
+            accepted, if it is shared); only accepted ones are fused. Default: all.
+        strict: raise if a gate cannot be fused, or if there is none.
+        verify: compare every gate with its own forward before it is swapped: forward and backward, in training and
+            eval mode, on a small random input. A gate that differs by more than rounding is skipped. On the meta
+            device there is nothing to compare: gates are fused without, and the report says so.
+
+    Returns:
+        A report: what was fused, what was skipped and why. It can be printed, also with rich, and has ``to_dict()``.
+
+    Raises:
+        TypeError: model is not a module.
+        RuntimeError: with ``strict``, as said.
+
+    Whatever is raised, the model is as it was.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fuse_: model must be a torch.nn.Module; got {type(model).__name__}")
+    rows: list[GateReport] = []
+    swaps: list[tuple[nn.Module, type[nn.Module]]] = []
+    for module, paths, adapter in _gates(model):
+        row, cls = _examine(module, paths, adapter, filter_fn, verify)
+        rows.append(row)
+        if cls is not None:
+            swaps.append((module, cls))
+    result = FuseReport(tuple(rows))
+    if strict:
+        _raise_if_incomplete(result)
+    _swap(swaps)
+    return result
+
+
+def unfuse_(model: nn.Module) -> list[str]:
+    """Gives every gate that `fuse_` fused its own class back, in place; the model is then exactly as before.
+
+    Returns:
+        The names of the gates restored; empty if there were none.
+
+    Raises:
+        TypeError: model is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"unfuse_: model must be a torch.nn.Module; got {type(model).__name__}")
+    fused = [(name, m, fusion_of(m)) for name, m in model.named_modules() if fusion_of(m)]
+    _swap([(module, fusion.base) for _, module, fusion in fused])
+    return [name for name, _, _ in fused]
+
+
+def _gates(model: nn.Module) -> Iterator[tuple[nn.Module, list[str], Adapter | None]]:
+    """Every module that is a gate or is named like one, with all its names and the adapter that claims it."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    for module in model.modules():
+        if _is_fused(module):
+            yield module, names[id(module)], None
+        elif adapter := _claiming(module):
+            yield module, names[id(module)], adapter
+        elif _NAMED_AS_GATE.fullmatch(type(module).__name__) and not any(
+            _is_fused(inner) or _claiming(inner) for inner in module.modules()
+        ):
+            yield module, names[id(module)], None
+
+
+def _is_fused(module: nn.Module) -> bool:
+    return isinstance(module, CBAM) or fusion_of(module) is not None
+
+
+def _claiming(module: nn.Module) -> Adapter | None:
+    return next((adapter for adapter in ADAPTERS if adapter.claims(module)), None)
+
+
+def _examine(
+    module: nn.Module,
+    paths: list[str],
+    adapter: Adapter | None,
+    filter_fn: Callable[[nn.Module, str], bool] | None,
+    verify: bool,
+) -> tuple[GateReport, type[nn.Module] | None]:
+    """The row of one gate, and the class it shall have, if it can be fused."""
+    row = {"paths": tuple(paths), "class_name": type(module).__name__}
+    if fusion := fusion_of(module):
+        row |= {"adapter": fusion.adapter, "options": _options(module, fusion.plan)}
+        return GateReport(status=report.ALREADY_FUSED, **row), None
+    if isinstance(module, CBAM):
+        row |= {"adapter": "cbam_fused", "options": _options(module, module.plan)}
+        return GateReport(status=report.ALREADY_FUSED, **row), None
+    if filter_fn is not None and not any(filter_fn(module, path) for path in paths):
+        return GateReport(status=report.FILTERED, **row), None
+    if adapter is None:
+        reason = "no adapter knows this implementation"
+        return GateReport(status=report.SKIPPED, reason=reason, **row), None
+
+    row["adapter"] = adapter.name
+    try:
+        fusion = _fusion(module, adapter)
+        row["options"] = _options(module, fusion.plan)
+        cls = fused_class(fusion)
+        if not verify:
+            row["reason"] = "not verified, as asked"
+        elif next(module.parameters()).is_meta:
+            row["reason"] = "not verified: its parameters are on the meta device"
+        else:
+            worst = compare(module, fusion)
+            row |= {"compared": worst.compared, "error": worst.error, "bound": worst.bound}
+    except NotFusable as obstacle:
+        return GateReport(status=report.SKIPPED, **row | {"reason": str(obstacle)}), None
+    if obstacle := collect(module, fusion.plan).reason:
+        row["reason"] = f"runs its inner modules as long as {obstacle}"
+    return GateReport(status=report.FUSED, **row), cls
+
+
+def _fusion(module: nn.Module, adapter: Adapter) -> Fusion:
+    """How `module` would be fused. Raises NotFusable if it cannot be."""
+    base = type(module)
+    if "forward" in module.__dict__:
+        raise NotFusable("it has a forward of its own, set on the instance")
+    if tuple(inspect.signature(base.forward).parameters) != ("self", "x"):
+        raise NotFusable(f"its forward takes {inspect.signature(base.forward)}, not (self, x)")
+    spec = adapter.describe(module)
+    expect_parameters(module)
+    return Fusion(base, adapter.name, make_plan(module, spec))
+
+
+def _options(module: nn.Module, plan: Plan) -> dict[str, str | int]:
+    """What a reader of the report wants to know of a gate; the sizes only while its layers are plain."""
+    options: dict[str, str | int] = {"pool": plan.pool}
+    if plan.conv is not None:
+        options["maps"] = plan.maps
+    options["ties"] = plan.ties
+    if arguments := collect(module, plan).arguments:
+        options["channels"] = arguments["mlp_weight2"].shape[0]
+        if plan.hidden_layer is not None:
+            options["hidden"] = arguments["mlp_weight1"].shape[0]
+        if plan.conv is not None:
+            options["kernel"] = arguments["conv_weight"].shape[-1]
+    return options
+
+
+def _raise_if_incomplete(result: FuseReport) -> None:
+    if result.skipped:
+        raise RuntimeError(f"fuse_: strict, and gates cannot be fused; nothing was changed\n{result}")
+    if not result.fused and not result.with_status(report.ALREADY_FUSED):
+        raise RuntimeError(f"fuse_: strict, and there is no gate to fuse\n{result}")
+
+
+def _swap(swaps: list[tuple[nn.Module, type[nn.Module]]]) -> None:
+    """Gives each module its class; all of them or none."""
+    before = [(module, type(module)) for module, _ in swaps]
+    try:
+        for module, cls in swaps:
+            module.__class__ = cls
+    except BaseException:
+        for module, cls in before:
+            module.__class__ = cls
+        raise

@@ -1,0 +1,100 @@
+"""What `fuse_` did: one row per gate, printable, a rich table where rich prints it, and a dict for programs."""
+
+from dataclasses import asdict, dataclass, field
+
+FUSED = "fused"
+ALREADY_FUSED = "already fused"
+SKIPPED = "skipped"
+FILTERED = "filtered out"
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """One gate of a model.
+
+    Attributes:
+        paths: the names of the module in the model; several where it is shared.
+        class_name: its class.
+        status: "fused", "already fused", "skipped" or "filtered out".
+        adapter: the implementation it was recognised as, "" if none.
+        options: what was found: pool, maps, ties, channels, hidden units, kernel size and norm.
+        compared: the comparison that came closest to its bound, "" if none was made.
+        error, bound: its largest error and what it may be at most.
+        reason: why it was skipped, or a remark.
+    """
+
+    paths: tuple[str, ...]
+    class_name: str
+    status: str
+    adapter: str = ""
+    options: dict[str, str | int] = field(default_factory=dict)
+    compared: str = ""
+    error: float | None = None
+    bound: float | None = None
+    reason: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """The row of the printed table."""
+        paths = ", ".join(path or "(the model)" for path in self.paths)
+        options = ", ".join(map(str, self.options.values()))
+        error = "" if self.error is None else f"{self.error:.1e} of {self.bound:.1e}"
+        status = f"{self.status}: {self.reason}" if self.reason else self.status
+        return paths, self.class_name, self.adapter, options, error, status
+
+
+_HEADER = ("path", "class", "adapter", "options", "error of bound", "status")
+
+
+@dataclass(frozen=True)
+class FuseReport:
+    """The gates found in a model, in the order of its modules, and what became of each."""
+
+    gates: tuple[GateReport, ...]
+
+    def with_status(self, status: str) -> tuple[GateReport, ...]:
+        """The gates of one status: "fused", "already fused", "skipped" or "filtered out"."""
+        return tuple(gate for gate in self.gates if gate.status == status)
+
+    @property
+    def fused(self) -> tuple[GateReport, ...]:
+        """The gates that this call fused."""
+        return self.with_status(FUSED)
+
+    @property
+    def skipped(self) -> tuple[GateReport, ...]:
+        """The gates that could not be fused, each with its reason."""
+        return self.with_status(SKIPPED)
+
+    @property
+    def summary(self) -> str:
+        """One line: how many gates of each status, or that there are none."""
+        if not self.gates:
+            return "fuse_: the model contains no CBAM that is known here; nothing was fused"
+        counts = {status: len(self.with_status(status)) for status in _STATUSES}
+        return "fuse_: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+
+    def to_dict(self) -> dict:
+        """``{"summary": ..., "gates": [{"paths": [...], "class_name": ..., ...}, ...]}``, fit for JSON."""
+        gates = [{**asdict(gate), "paths": list(gate.paths)} for gate in self.gates]
+        return {"summary": self.summary, "gates": gates}
+
+    def __str__(self) -> str:
+        if not self.gates:
+            return self.summary
+        rows = [_HEADER, *(gate.cells() for gate in self.gates)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        return "\n".join((self.summary, *lines))
+
+    def __rich__(self):
+        from rich.table import Table
+
+        table = Table(title=self.summary, title_justify="left")
+        for name in _HEADER:
+            table.add_column(name, overflow="fold")
+        for gate in self.gates:
+            table.add_row(*gate.cells())
+        return table
+
+
+_STATUSES = (FUSED, ALREADY_FUSED, SKIPPED, FILTERED)

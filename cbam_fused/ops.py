@@ -1,0 +1,256 @@
+"""The five operations as `torch.ops.cbam_fused.*`, and one autograd function over their composite.
+
+`cbam_fused.schemas` states every argument. The operations have fake implementations (meta tensors, torch.compile,
+torch.export) whose strides equal the real ones, and no autograd of their own: `Cbam` spans the whole gate.
+"""
+
+import torch
+from torch import Tensor
+
+from cbam_fused import library, reference
+from cbam_fused.backends import Backend
+from cbam_fused.schemas import NAMESPACE, SCHEMAS
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and gates for an x of `dtype`: float64 for float64, float32 otherwise."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x itself if NCHW or channels_last, else an NCHW copy: what every backend computes on."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous()
+
+
+def _fake_inference(x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, *_others):
+    return torch.empty_like(_dense(x))
+
+
+def _fake_attend(
+    x,
+    mlp_weight1,
+    mlp_bias1,
+    mlp_weight2,
+    mlp_bias2,
+    conv_weight,
+    conv_bias,
+    batch_statistics,
+    pool,
+    maps,
+    ties,
+):
+    n, c, height, width = x.shape
+    pools = 2 if pool == "light" else pool.count("+") + 1
+    branches = 1 if pool == "light" else pools
+    reduced = 0 if mlp_weight1 is None else mlp_weight1.shape[0]
+    spatial = conv_weight is not None
+    compute = compute_dtype(x.dtype)
+
+    def new(shape, exists=True, dtype=compute):
+        return x.new_empty(shape if exists else [0], dtype=dtype)
+
+    statistics = spatial and batch_statistics
+    return (
+        new([n, c]),
+        new([n, pools, c]),
+        new([n, branches, reduced]),
+        new([n, c], "max" in pool or pool == "light", torch.int32),
+        new([n, 2, height, width], spatial),
+        new([n, height, width], spatial, torch.int32),
+        new([n, height, width], spatial),
+        new([1], statistics),
+        new([1], statistics),
+    )
+
+
+def _fake_apply(x, *_others):
+    return torch.empty_like(_dense(x))
+
+
+def _fake_backward_reduce(
+    grad, x, y, channel_gate, logits, norm_weight, norm_bias, norm_mean, norm_var, eps, activation
+):
+    n, c, height, width = x.shape
+    spatial = logits is not None
+    return (
+        torch.empty_like(_dense(x)) if activation != "none" else x.new_empty([0]),
+        channel_gate.new_empty([n, c]),
+        channel_gate.new_empty([n, height, width] if spatial else [0]),
+        channel_gate.new_empty([2] if norm_mean is not None else [0]),
+    )
+
+
+def _fake_backward_input(
+    grad,
+    x,
+    channel_gate,
+    descriptors,
+    hidden,
+    pixel_ties,
+    pooled,
+    channel_ties,
+    logits,
+    channel_sums,
+    norm_grad,
+    norm_grad_means,
+    mlp_weight1,
+    mlp_weight2,
+    conv_weight,
+    *_others,
+):
+    c = x.shape[1]
+
+    def like(parameter, placeholder):
+        source = placeholder if parameter is None else parameter
+        return source.new_empty([0] if parameter is None else parameter.shape)
+
+    reduced = [0] if mlp_weight1 is None else [mlp_weight1.shape[0]]
+    return (
+        torch.empty_like(_dense(x)),
+        like(mlp_weight1, mlp_weight2),
+        mlp_weight2.new_empty(reduced),
+        mlp_weight2.new_empty(mlp_weight2.shape),
+        mlp_weight2.new_empty([c]),
+        like(conv_weight, channel_gate),
+        channel_gate.new_empty([0 if conv_weight is None else 1]),
+    )
+
+
+_FAKES = {
+    "cbam_inference": _fake_inference,
+    "cbam_attend": _fake_attend,
+    "cbam_apply": _fake_apply,
+    "cbam_backward_reduce": _fake_backward_reduce,
+    "cbam_backward_input": _fake_backward_input,
+}
+
+for _name in SCHEMAS:
+    if not library.loaded:
+        torch.library.impl(
+            f"{NAMESPACE}::{_name}", "CompositeExplicitAutograd", getattr(reference, _name)
+        )
+    torch.library.register_fake(f"{NAMESPACE}::{_name}", _FAKES[_name])
+
+
+class _FirstDerivativeOnly(torch.autograd.Function):
+    """Passes gradients through, tied to what they were computed from, so that differentiating them again raises."""
+
+    @staticmethod
+    def forward(ctx, count, *tensors):
+        return tuple(None if t is None else t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            "cbam: a second derivative is not implemented by the fused operations; "
+            "use cbam_fused.reference.cbam for double backward"
+        )
+
+
+class Cbam(torch.autograd.Function):
+    """The whole gate: forward = attend, apply; backward = backward_reduce, backward_input.
+
+    Returns y, and the batch's mean and biased variance of the logits ([0] without batch statistics). Saves x, y where
+    an activation follows, and maps of at most N*H*W or N*C values.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        x,
+        mlp_weight1,
+        mlp_bias1,
+        mlp_weight2,
+        mlp_bias2,
+        conv_weight,
+        conv_bias,
+        norm_weight,
+        norm_bias,
+        norm_mean,
+        norm_var,
+        residual,
+        backend: Backend,
+        batch_statistics: bool,
+        eps: float,
+        pool: str,
+        maps: str,
+        ties: str,
+        activation: str,
+    ):
+        x = _dense(x)
+        attended = backend.cbam_attend(
+            x,
+            mlp_weight1,
+            mlp_bias1,
+            mlp_weight2,
+            mlp_bias2,
+            conv_weight,
+            conv_bias,
+            batch_statistics,
+            pool,
+            maps,
+            ties,
+        )
+        channel_gate, *kept, logits, batch_mean, batch_var = attended
+        if conv_weight is None:
+            logits = None
+        if batch_statistics:
+            norm_mean, norm_var = batch_mean, batch_var
+        norm = (norm_weight, norm_bias, norm_mean, norm_var)
+        y = backend.cbam_apply(x, channel_gate, logits, *norm, eps, residual, activation)
+
+        saved_y = y if activation != "none" else None
+        ctx.save_for_backward(
+            x, saved_y, channel_gate, *kept, logits, *norm, mlp_weight1, mlp_weight2, conv_weight
+        )
+        ctx.backend, ctx.batch_statistics, ctx.eps = backend, batch_statistics, eps
+        ctx.pool, ctx.maps, ctx.ties, ctx.activation = pool, maps, ties, activation
+        ctx.mark_non_differentiable(batch_mean, batch_var)
+        return y, batch_mean, batch_var
+
+    @staticmethod
+    def backward(ctx, grad, _mean_grad, _var_grad):
+        x, y, channel_gate, *kept, logits = ctx.saved_tensors[:8]
+        norm, (mlp_weight1, mlp_weight2, conv_weight) = (
+            ctx.saved_tensors[8:12],
+            ctx.saved_tensors[12:],
+        )
+        with torch.no_grad():
+            masked_grad, channel_sums, norm_grad, norm_sums = ctx.backend.cbam_backward_reduce(
+                grad, x, y, channel_gate, logits, *norm, ctx.eps, ctx.activation
+            )
+            if ctx.activation != "none":
+                residual_grad = masked_grad
+            else:
+                residual_grad = grad
+            count = x.shape[0] * x.shape[2] * x.shape[3]
+            x_grad, *mlp_grads, conv_weight_grad, conv_bias_grad = ctx.backend.cbam_backward_input(
+                residual_grad,
+                x,
+                channel_gate,
+                *kept,
+                logits,
+                channel_sums,
+                None if logits is None else norm_grad,
+                norm_sums / count if ctx.batch_statistics else None,
+                mlp_weight1,
+                mlp_weight2,
+                conv_weight,
+                *norm,
+                ctx.eps,
+                ctx.pool,
+                ctx.maps,
+                ctx.ties,
+            )
+            norm_grads = (norm_sums[1:], norm_sums[:1])
+            grads = (x_grad, *mlp_grads, conv_weight_grad, conv_bias_grad, *norm_grads)
+            grads = (*grads, None, None, residual_grad)
+            grads = tuple(
+                g if needed else None
+                for g, needed in zip(grads, ctx.needs_input_grad[:12], strict=True)
+            )
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            grads = _FirstDerivativeOnly.apply(len(grads), *grads, grad, *ctx.saved_tensors)
+        return *grads, *(None,) * 7

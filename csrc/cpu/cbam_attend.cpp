@@ -1,0 +1,87 @@
+// cbam_attend: phase 1, everything that y and the backward need of x except x itself.
+// x [N, C, H, W] is read twice, the second time from the cache if a sample fits it; the results are [N, C] and
+// [N, H, W] maps. The batch's statistics merge those of each sample (Chan et al., 1979) in the order of the samples.
+#include "attend.h"
+
+namespace cbam_fused {
+
+namespace {
+
+// Count, mean and sum of squared deviations of `values`, in double.
+struct Statistics {
+  double count = 0, mean = 0, squares = 0;
+
+  template <class A>
+  static Statistics of(const A* values, int64_t count) {
+    constexpr int64_t kChains = 8;
+    const auto sum = [&](const auto& term) {
+      double chains[kChains] = {};
+      int64_t i = 0;
+      for (; i + kChains <= count; i += kChains)
+        for (int64_t c = 0; c < kChains; ++c) chains[c] += term(values[i + c]);
+      for (; i < count; ++i) chains[0] += term(values[i]);
+      return ((chains[0] + chains[1]) + (chains[2] + chains[3])) + ((chains[4] + chains[5]) + (chains[6] + chains[7]));
+    };
+    const double mean = sum([](double v) { return v; }) / double(count);
+    return {double(count), mean, sum([&](double v) { return (v - mean) * (v - mean); })};
+  }
+
+  void merge(const Statistics& other) {
+    const double total = count + other.count, difference = other.mean - mean;
+    squares += other.squares + difference * difference * count * other.count / total;
+    mean += difference * other.count / total;
+    count = total;
+  }
+};
+
+}  // namespace
+
+using AttendResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+AttendResult cbam_attend(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor mlp_bias1, Tensor mlp_weight2,
+                         OptionalTensor mlp_bias2, OptionalTensor conv_weight, OptionalTensor conv_bias,
+                         bool batch_statistics, std::string pool, std::string maps, std::string ties) {
+  const Tensor x = dense(x_in);
+  return with_attend(
+      "cbam_attend", x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, conv_weight, conv_bias, pool, maps,
+      parse_ties(ties), [&](const auto& attend) -> AttendResult {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(attend.x)>>;
+        using A = Compute<T>;
+        const Shape& s = attend.shape;
+        const bool spatial = attend.kernel_size > 0;
+        const auto if_spatial = [&](std::vector<int64_t> sizes) { return spatial ? sizes : std::vector<int64_t>{0}; };
+        Tensor gates = new_compute<A>({s.n, s.c});
+        Tensor descriptors = new_compute<A>({s.n, attend.pool.count(), s.c});
+        Tensor hidden = new_compute<A>({s.n, attend.pool.branches(), attend.mlp.reduced()});
+        Tensor pixel_ties =
+            empty(attend.pool.max ? std::vector<int64_t>{s.n, s.c} : std::vector<int64_t>{0}, ScalarType::Int);
+        Tensor pooled = new_compute<A>(if_spatial({s.n, 2, s.h, s.w}));
+        Tensor channel_ties = empty(if_spatial({s.n, s.h, s.w}), ScalarType::Int);
+        Tensor logits = new_compute<A>(if_spatial({s.n, s.h, s.w}));
+        const bool statistics = spatial && batch_statistics;
+        Tensor mean = new_compute<A>({statistics}), var = new_compute<A>({statistics});
+
+        std::vector<Statistics> samples(statistics ? s.n : 0);
+        const auto make_finish = [&](bool) {
+          return [&](int64_t n, const A* sample_logits) {
+            if (statistics) samples[n] = Statistics::of(sample_logits, s.pixels());
+          };
+        };
+        attend.run(ChannelResults<A>{mutable_data<A>(descriptors), mutable_data<A>(hidden), mutable_data<A>(gates),
+                                     attend.pool.max ? mutable_data<int32_t>(pixel_ties) : nullptr},
+                   SpatialResults<A>{mutable_data<A>(pooled), mutable_data<A>(logits),
+                                     mutable_data<int32_t>(channel_ties), 1},
+                   make_finish);
+        if (statistics) {
+          Statistics batch;
+          for (const Statistics& sample : samples) batch.count ? batch.merge(sample) : void(batch = sample);
+          *mutable_data<A>(mean) = A(batch.mean);
+          *mutable_data<A>(var) = A(batch.squares / batch.count);
+        }
+        return {gates, descriptors, hidden, pixel_ties, pooled, channel_ties, logits, mean, var};
+      });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cbam_fused, CPU, m) { m.impl("cbam_attend", TORCH_BOX(&cbam_attend)); }
+
+}  // namespace cbam_fused

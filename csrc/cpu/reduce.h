@@ -1,0 +1,294 @@
+// Sums, maxima and their ties along the rows or the columns of a sample's matrix.
+#pragma once
+
+#include "simd.h"
+
+namespace cbam_fused::CBAM_CPU_CAPABILITY {
+
+// The running maximum of each lane, and with it the index of the first one or the number of them.
+template <class A, Ties ties>
+struct Maximum {
+  using I = Index<A>;
+  Vector<A> value;
+  Vector<I> tie;
+
+  static Maximum lowest(const Vector<I>& index) {
+    return {broadcast(A(-HUGE_VAL)), ties == Ties::kEven ? Vector<I>{} : index};
+  }
+
+  // Visits v, whose index is larger than all seen before.
+  void ascend(const Vector<A>& v, const Vector<I>& index) {
+    if constexpr (ties == Ties::kNone) {
+      value = max_or_nan(v, value);
+    } else if constexpr (ties == Ties::kFirst) {
+      tie = select(v, value, GreaterOrFirstNan(), index, tie);
+      value = select(v, value, GreaterOrFirstNan(), v, value);
+    } else {
+      count(v);
+    }
+  }
+  // Visits v, whose index is smaller than all seen before.
+  void descend(const Vector<A>& v, const Vector<I>& index) {
+    if constexpr (ties == Ties::kFirst) tie = select(v, value, GreaterEqualOrNan(), index, tie);
+    if constexpr (ties == Ties::kEven) count(v);
+    if constexpr (ties != Ties::kEven) value = max_or_nan(v, value);
+  }
+  // Adds what other lanes of the same row saw.
+  void merge(const Maximum& other) {
+    const Maximum old = *this;
+    value = max_or_nan(other.value, value);
+    if constexpr (ties == Ties::kFirst) {
+      const Vector<I> last = broadcast(I(INT32_MAX));
+      const Vector<I> mine = select(old.value, value, EqualOrBothNan(), old.tie, last);
+      const Vector<I> theirs = select(other.value, value, EqualOrBothNan(), other.tie, last);
+      tie = select(theirs, mine, Less(), theirs, mine);
+    }
+    if constexpr (ties == Ties::kEven)
+      tie = select(old.value, value, Equal(), old.tie, Vector<I>{}) +
+            select(other.value, value, Equal(), other.tie, Vector<I>{});
+  }
+  // Undoes the last visit in lanes from `count` on.
+  void keep(const Maximum& old, int64_t count) {
+    const Vector<I> lane = iota<I>(), limit = broadcast(I(count));
+    value = select(lane, limit, Less(), value, old.value);
+    tie = select(lane, limit, Less(), tie, old.tie);
+  }
+  // The maximum over lanes, and its smallest index or the sum of its counts.
+  void fold_lanes(A* max, int32_t* index) const {
+    const A best = max_of(value);
+    *max = best;
+    if constexpr (ties == Ties::kFirst) {
+      const Vector<I> last = broadcast(I(INT32_MAX));
+      const Vector<I> candidates = select(value, broadcast(best), EqualOrBothNan(), tie, last);
+      *index = int32_t(fold(candidates, [](Native<I> s, Native<I> t) { return s < t ? s : t; }));
+    }
+    if constexpr (ties == Ties::kEven) {
+      const Vector<I> counts = select(value, broadcast(best), Equal(), tie, Vector<I>{});
+      *index = int32_t(fold(counts, [](Native<I> s, Native<I> t) { return s + t; }));
+    }
+  }
+
+ private:
+  // Nothing equals a NaN, so its count stays 0 once the maximum is one.
+  void count(const Vector<A>& v) {
+    const Vector<A> highest = max_or_nan(v, value);
+    const Vector<I> kept = select(value, highest, Equal(), tie, Vector<I>{});
+    tie = kept + select(v, highest, Equal(), broadcast(I(1)), Vector<I>{});
+    value = highest;
+  }
+};
+
+// Sums along a row are made of blocks, so that no chain of additions is long enough to lose precision.
+constexpr int64_t kBlockColumns = 1024;
+constexpr int kChains = 4;
+
+template <class T, Ties ties, bool scaled>
+void reduce_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, const Compute<T>* column_scale,
+                 Compute<T>* sum, Compute<T>* max, int32_t* tie) {
+  using A = Compute<T>;
+  using Max = Maximum<A, ties>;
+  constexpr int64_t kLanes = Vector<A>::kLanes;
+  const Vector<Index<A>> lane = iota<Index<A>>();
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const T* source = x + row * columns;
+    const auto value = [&](int64_t j) {
+      return scaled ? load(source + j) * load(column_scale + j) : load(source + j);
+    };
+    Vector<A> total = {};
+    Max maxima[kChains];
+    for (Max& m : maxima) m = Max::lowest(lane);
+    const int64_t full = columns / kLanes * kLanes;
+    for (int64_t begin = 0; begin < full; begin += kBlockColumns) {
+      const int64_t end = begin + kBlockColumns < full ? begin + kBlockColumns : full;
+      Vector<A> sums[kChains] = {};
+      int64_t j = begin;
+      for (; j + kChains * kLanes <= end; j += kChains * kLanes)
+        for (int chain = 0; chain < kChains; ++chain) {
+          const int64_t at = j + chain * kLanes;
+          const Vector<A> v = value(at);
+          sums[chain] = sums[chain] + v;
+          maxima[chain].ascend(v, lane + broadcast(Index<A>(at)));
+        }
+      for (; j < end; j += kLanes) {
+        const Vector<A> v = value(j);
+        sums[0] = sums[0] + v;
+        maxima[0].ascend(v, lane + broadcast(Index<A>(j)));
+      }
+      total = total + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    }
+    if (full >= kChains * kLanes) {
+      maxima[0].merge(maxima[1]);
+      maxima[2].merge(maxima[3]);
+      maxima[0].merge(maxima[2]);
+    }
+    if (full < columns) {
+      Vector<A> v = load_first(source + full, columns - full);
+      if (scaled) v = v * load_first(column_scale + full, columns - full);
+      total = total + v;
+      const Max old = maxima[0];
+      maxima[0].ascend(v, lane + broadcast(Index<A>(full)));
+      maxima[0].keep(old, columns - full);
+    }
+    sum[row] = sum_of(total);
+    maxima[0].fold_lanes(&max[row], tie ? &tie[row] : nullptr);
+  }
+}
+
+// Rows of a column sum are added in groups of kGroupRows, as a tree, so that the columns' running values are loaded
+// and stored once a group.
+constexpr int64_t kGroupRows = 8;
+constexpr int64_t kTileColumns = 2048;
+
+template <class A>
+inline Vector<A> tree_sum(const Vector<A>* v) {
+  return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+}
+
+template <class T, Ties ties, bool scaled>
+void reduce_columns(const T* x, int64_t rows, int64_t columns, int64_t column_begin, int64_t column_end,
+                    const Compute<T>* row_scale, Compute<T>* sum, Compute<T>* max, int32_t* tie) {
+  using A = Compute<T>;
+  using Max = Maximum<A, ties>;
+  constexpr int64_t kLanes = Vector<A>::kLanes;
+  for (int64_t tile = column_begin; tile < column_end; tile += kTileColumns) {
+    const int64_t tile_end = tile + kTileColumns < column_end ? tile + kTileColumns : column_end;
+    for (int64_t row_end = rows; row_end > 0; row_end -= kGroupRows) {
+      const bool first = row_end == rows;
+      const int64_t row = row_end - kGroupRows;
+      for_vectors<kLanes>(tile, tile_end, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
+        Vector<A> total = first ? Vector<A>{} : load_some(sum + j, count);
+        Max maximum = Max::lowest(Vector<Index<A>>{});
+        if (!first) maximum.value = load_some(max + j, count);
+        if (!first && ties != Ties::kNone) maximum.tie = load_indices<A>(tie + j, count);
+        Vector<A> group[kGroupRows] = {};
+        for (int64_t k = kGroupRows - 1; k >= 0; --k) {
+          if (row + k < 0) break;
+          group[k] = load_some(x + (row + k) * columns + j, count);
+          if (scaled) group[k] = group[k] * broadcast(row_scale[row + k]);
+          maximum.descend(group[k], broadcast(Index<A>(row + k)));
+        }
+        store_some(sum + j, total + tree_sum(group), count);
+        store_some(max + j, maximum.value, count);
+        if (ties != Ties::kNone) store_indices<A>(tie + j, maximum.tie, count);
+      });
+    }
+  }
+}
+
+// sum over a row of term(column vector, column).
+template <class T, class F>
+inline __attribute__((always_inline)) Compute<T> sum_row(const T* source, int64_t columns, F term) {
+  using A = Compute<T>;
+  constexpr int64_t kLanes = Vector<A>::kLanes;
+  Vector<A> total = {};
+  for (int64_t begin = 0; begin < columns; begin += kBlockColumns) {
+    const int64_t end = begin + kBlockColumns < columns ? begin + kBlockColumns : columns;
+    Vector<A> even = {}, odd = {};
+    int64_t j = begin;
+    for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
+      even = even + term(load(source + j), j, kLanes);
+      odd = odd + term(load(source + j + kLanes), j + kLanes, kLanes);
+    }
+    for_vectors<kLanes>(j, end, [&](int64_t k, int64_t count) __attribute__((always_inline)) {
+      const Vector<A> v = term(load_some(source + k, count), k, count);
+      const Vector<Index<A>> lane = iota<Index<A>>();
+      even = even + select(lane, broadcast(Index<A>(count)), Less(), v, Vector<A>{});
+    });
+    total = total + (even + odd);
+  }
+  return sum_of(total);
+}
+
+// sum over rows of term(column vector, row, column) for columns [column_begin, column_end).
+template <class T, class F>
+inline __attribute__((always_inline)) void sum_columns(const T* x, int64_t rows, int64_t columns, int64_t column_begin,
+                                                       int64_t column_end, Compute<T>* sum, F term) {
+  using A = Compute<T>;
+  constexpr int64_t kLanes = Vector<A>::kLanes;
+  for (int64_t tile = column_begin; tile < column_end; tile += kTileColumns) {
+    const int64_t tile_end = tile + kTileColumns < column_end ? tile + kTileColumns : column_end;
+    for (int64_t row = 0; row < rows; row += kGroupRows)
+      for_vectors<kLanes>(tile, tile_end, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
+        Vector<A> group[kGroupRows] = {};
+        for (int64_t k = 0; k < kGroupRows; ++k) {
+          if (row + k >= rows) break;
+          group[k] = term(load_some(x + (row + k) * columns + j, count), row + k, j, count);
+        }
+        const Vector<A> total = row == 0 ? Vector<A>{} : load_some(sum + j, count);
+        store_some(sum + j, total + tree_sum(group), count);
+      });
+  }
+}
+
+template <class T>
+void square_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, Compute<T>* sum) {
+  for (int64_t row = row_begin; row < row_end; ++row)
+    sum[row] = sum_row(x + row * columns, columns, [](const auto& v, int64_t, int64_t) { return v * v; });
+}
+
+template <class T>
+void square_columns(const T* x, int64_t rows, int64_t columns, int64_t column_begin, int64_t column_end,
+                    Compute<T>* sum) {
+  sum_columns(x, rows, columns, column_begin, column_end, sum,
+              [](const auto& v, int64_t, int64_t, int64_t) { return v * v; });
+}
+
+template <class T>
+void exp_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, const Compute<T>* center,
+              Compute<T>* sum) {
+  for (int64_t row = row_begin; row < row_end; ++row)
+    sum[row] = sum_row(x + row * columns, columns, [&](const auto& v, int64_t, int64_t) {
+      return exponential(v - broadcast(center[row]));
+    });
+}
+
+template <class T>
+void exp_columns(const T* x, int64_t rows, int64_t columns, int64_t column_begin, int64_t column_end,
+                 const Compute<T>* center, Compute<T>* sum) {
+  sum_columns(x, rows, columns, column_begin, column_end, sum, [&](const auto& v, int64_t, int64_t j, int64_t count) {
+    return exponential(v - load_some(center + j, count));
+  });
+}
+
+template <class T>
+void weigh_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, const Compute<T>* column_weight,
+                const Compute<T>* row_scale, const Compute<T>* column_max, const Compute<T>* column_share,
+                Compute<T>* sum) {
+  using A = Compute<T>;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const T* source = x + row * columns;
+    if (!column_max) {
+      sum[row] = sum_row(source, columns, [&](const Vector<A>& v, int64_t j, int64_t count) {
+        return v * load_some(column_weight + j, count);
+      });
+      continue;
+    }
+    const Vector<A> scale = broadcast(row_scale[row]);
+    sum[row] = sum_row(source, columns, [&](const Vector<A>& v, int64_t j, int64_t count) {
+      const Vector<A> weight = load_some(column_weight + j, count);
+      const Vector<A> shared = weight + load_some(column_share + j, count);
+      return v * select(v * scale, load_some(column_max + j, count), Equal(), shared, weight);
+    });
+  }
+}
+
+template <class T>
+void weigh_columns(const T* x, int64_t rows, int64_t columns, int64_t column_begin, int64_t column_end,
+                   const Compute<T>* row_weight, const Compute<T>* column_scale, const Compute<T>* row_max,
+                   const Compute<T>* row_share, Compute<T>* sum) {
+  using A = Compute<T>;
+  if (!row_max) {
+    sum_columns(x, rows, columns, column_begin, column_end, sum,
+                [&](const Vector<A>& v, int64_t row, int64_t, int64_t) { return v * broadcast(row_weight[row]); });
+    return;
+  }
+  sum_columns(x, rows, columns, column_begin, column_end, sum,
+              [&](const Vector<A>& v, int64_t row, int64_t j, int64_t count) {
+                const Vector<A> weight = broadcast(row_weight[row]);
+                const Vector<A> shared = broadcast(row_weight[row] + row_share[row]);
+                const Vector<A> scale = load_some(column_scale + j, count);
+                return v * select(v * scale, broadcast(row_max[row]), Equal(), shared, weight);
+              });
+}
+
+}  // namespace cbam_fused::CBAM_CPU_CAPABILITY

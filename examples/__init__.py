@@ -1,0 +1,1 @@
+"""``python -m examples.demo`` shows the package at work."""

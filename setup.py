@@ -1,0 +1,67 @@
+"""What is built: the packages, and one shared library from the sources listed here.
+
+`build_library.py` turns the list into the library; nothing is downloaded.
+"""
+
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+sys.path.insert(0, str(Path(__file__).parent))  # an isolated build leaves this folder off the path
+
+from build_library import Source, commands
+
+# No contraction of a * b + c: the result of an expression must not depend on where the compiler
+# sees it. Hidden visibility: the library exports nothing, it registers its operations when loaded.
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-DTORCH_STABLE_ONLY",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000",  # 2.11, the oldest PyTorch that loads the library
+)
+
+SCHEMA_SOURCES = ("csrc/library.cpp",)
+
+CPU_SOURCES = (
+    "csrc/cpu/dispatch.cpp",
+    "csrc/cpu/cbam_apply.cpp",
+    "csrc/cpu/cbam_attend.cpp",
+    "csrc/cpu/cbam_backward_input.cpp",
+    "csrc/cpu/cbam_backward_reduce.cpp",
+    "csrc/cpu/cbam_inference.cpp",
+)
+
+# Compiled once per instruction set; the launchers choose among them when the library runs.
+CPU_KERNEL_SOURCES = ("csrc/cpu/kernels.cpp",)
+# GCC 12 warns of its own intrinsics: no -Wmaybe-uninitialized there.
+CPU_KERNEL_FLAGS = ("-fno-math-errno", "-fno-trapping-math", "-Wno-maybe-uninitialized")
+CPU_CAPABILITIES = {"baseline": ()}
+if platform.machine() == "x86_64":
+    CPU_CAPABILITIES |= {
+        "avx2": ("-mavx2", "-mf16c", "-mfma"),
+        "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c", "-mfma"),
+    }
+
+SOURCES = [
+    *(Source(path) for path in SCHEMA_SOURCES + CPU_SOURCES),
+    *(
+        Source(path, (*CPU_KERNEL_FLAGS, *flags, f"-DCBAM_CPU_CAPABILITY={name}"), variant=name)
+        for path in CPU_KERNEL_SOURCES
+        for name, flags in CPU_CAPABILITIES.items()
+    ),
+]
+
+setup(
+    packages=[*find_packages(include=["cbam_fused", "cbam_fused.*"]), "cbam_fused.triton_kernels"],
+    package_dir={"cbam_fused.triton_kernels": "triton_kernels"},
+    include_package_data=False,
+    cmdclass=commands(SOURCES, FLAGS, capabilities=tuple(CPU_CAPABILITIES)),
+)
