@@ -70,6 +70,8 @@ class Toolchain:
             raise NotBuiltError("CBAM_FUSED_CPP=0 was set when the package was built")
         if platform.system() != "Linux":
             raise NotBuiltError(f"the library is built on Linux only, not on {platform.system()}")
+        if platform.machine() != "x86_64":
+            raise NotBuiltError(f"the library is built for x86_64 only, not {platform.machine()}")
         compiler = os.environ.get("CXX", "g++")
         if not shutil.which(compiler):
             raise NotBuiltError(

@@ -3,7 +3,6 @@
 `build_library.py` turns the list into the library; nothing is downloaded.
 """
 
-import platform
 import sys
 from pathlib import Path
 
@@ -43,20 +42,20 @@ CPU_SOURCES = (
 CPU_KERNEL_SOURCES = ("csrc/cpu/kernels.cpp",)
 # GCC 12 warns of its own intrinsics: no -Wmaybe-uninitialized there.
 CPU_KERNEL_FLAGS = ("-fno-math-errno", "-fno-trapping-math", "-Wno-maybe-uninitialized")
-CPU_CAPABILITIES = {"baseline": ()}
-if platform.machine() == "x86_64":
-    CPU_CAPABILITIES |= {
-        "avx2": ("-mavx2", "-mf16c", "-mfma"),
-        "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c", "-mfma"),
-    }
+CPU_CAPABILITIES = {
+    "baseline": (),
+    "avx2": ("-mavx2", "-mf16c", "-mfma"),
+    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c", "-mfma"),
+}
 
+# The kernels take longest to compile: they come first.
 SOURCES = [
-    *(Source(path) for path in SCHEMA_SOURCES + CPU_SOURCES),
     *(
         Source(path, (*CPU_KERNEL_FLAGS, *flags, f"-DCBAM_CPU_CAPABILITY={name}"), variant=name)
         for path in CPU_KERNEL_SOURCES
         for name, flags in CPU_CAPABILITIES.items()
     ),
+    *(Source(path) for path in CPU_SOURCES + SCHEMA_SOURCES),
 ]
 
 setup(

@@ -23,10 +23,11 @@ console = Console(width=None if sys.stdout.isatty() else 140)
 
 
 def progress() -> Progress:
-    """A progress bar that leaves no trace when it is done."""
+    """A progress bar that leaves no trace when it is done, nor in a log."""
     description = TextColumn("{task.description}")
     columns = (description, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
+    quiet = not console.is_terminal
+    return Progress(*columns, console=console, transient=True, disable=quiet)
 
 
 def environment() -> dict[str, Any]:

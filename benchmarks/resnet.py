@@ -28,21 +28,31 @@ from cbam_fused.testing import check_close
 VARIANTS = ("without", "eager", "fused")
 
 
-def resnet50(attention: str | None) -> nn.Module:
-    """timm's ResNet-50 with random weights.
+def resnet50(attention: str | None, images: Tensor) -> nn.Module:
+    """timm's ResNet-50 with random weights, in eval mode.
 
     By default timm sets the last norm of each block to zero: every gate of a fresh network would
-    see zeros, and any two gates would agree.
+    see zeros, and any two gates would agree. The running statistics are set to those of `images`:
+    a fresh network's would let activations grow from block to block until gates saturate.
     """
     block_args = {"attn_layer": attention} if attention else {}
-    return timm.create_model("resnet50", block_args=block_args, zero_init_last=False)
+    model = timm.create_model("resnet50", block_args=block_args, zero_init_last=False)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return model.eval()
 
 
-def networks(mode: str, layout: torch.memory_format) -> dict[str, nn.Module]:
+def networks(mode: str, layout: torch.memory_format, images: Tensor) -> dict[str, nn.Module]:
     """The three networks; eager and fused have the same weights."""
     torch.manual_seed(0)
-    eager = resnet50("cbam")
-    models = {"without": resnet50(None), "eager": eager, "fused": copy.deepcopy(eager)}
+    eager = resnet50("cbam", images)
+    models = {"without": resnet50(None, images), "eager": eager, "fused": copy.deepcopy(eager)}
     cbam_fused.fuse_(models["fused"], strict=True)
     return {
         name: model.train(mode == "train").to(memory_format=layout)
@@ -84,7 +94,7 @@ def measure(
     mode: str, layout: str, images: Tensor, repetitions: int, on_repetition: Callable[[], object]
 ) -> dict[str, Timing]:
     """Checks and times one mode and layout."""
-    models = networks(mode, LAYOUTS[layout])
+    models = networks(mode, LAYOUTS[layout], images)
     images = images.to(memory_format=LAYOUTS[layout])
     check(models, images)
     labels = torch.arange(len(images))

@@ -30,8 +30,8 @@ def canonical_pool(pool: str, op: str = "cbam") -> str:
     """`pool` with its types in the order of the contract: "max+avg" becomes "avg+max"."""
     if pool == "light":
         return pool
-    types = pool.split("+") if isinstance(pool, str) else [pool]
-    if not set(types) <= set(POOL_TYPES) or len(set(types)) != len(types):
+    types = pool.split("+") if isinstance(pool, str) else []
+    if not types or not set(types) <= set(POOL_TYPES) or len(set(types)) != len(types):
         raise ValueError(
             f"{op}: pool must be light or a subset of {', '.join(POOL_TYPES)} joined by +; got {pool!r}"
         )
@@ -49,6 +49,14 @@ def _parameter(
         _fail(ValueError, argument, " or ".join(map(str, shapes)), value)
     if value.device != x.device:
         _fail(ValueError, argument, f"on the device of x, {x.device}", value)
+
+
+def tensor_x(x: Tensor) -> None:
+    """Raises unless x is [N, C, H, W] in a supported dtype, with something to pool in each sample."""
+    if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in _FLOATS:
+        _fail(TypeError, "x", f"[N, C, H, W] in {_FLOATS_TEXT}", x)
+    if 0 in x.shape[1:]:
+        _fail(ValueError, "x", "[N, C, H, W] with C, H and W at least 1", x)
 
 
 def cbam(
@@ -70,12 +78,8 @@ def cbam(
     ties: str,
     activation: str,
 ) -> str:
-    """Checks all arguments of `cbam_fused.cbam`; returns the canonical form of `pool`."""
-    if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in _FLOATS:
-        _fail(TypeError, "x", f"[N, C, H, W] in {_FLOATS_TEXT}", x)
+    """Checks all arguments of `cbam_fused.cbam` behind x, which has passed `tensor_x`; returns the canonical form of `pool`."""
     c = x.shape[1]
-    if c == 0 or x.shape[2] == 0 or x.shape[3] == 0:
-        _fail(ValueError, "x", "[N, C, H, W] with C, H and W at least 1", x)
     pool = canonical_pool(pool)
     choice("maps", maps, MAPS)
     choice("ties", ties, TIES)

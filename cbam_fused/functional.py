@@ -4,11 +4,13 @@ import torch
 from torch import Tensor
 
 from cbam_fused import backends, checks
-from cbam_fused.ops import Cbam, compute_dtype
-
-
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
+from cbam_fused.ops import Cbam
+from cbam_fused.reference_gates import (
+    autocasts,
+    cast,
+    compute_dtype,
+    update_running_statistics,
+)
 
 
 def cbam(
@@ -70,7 +72,8 @@ def cbam(
         TypeError, ValueError: an argument does not fit; the message names it, what was expected and what came.
         RuntimeError: a second derivative is asked for.
     """
-    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
+    checks.tensor_x(x)
+    if autocasts(x.device.type):
         if x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         residual = None if residual is None else residual.to(x.dtype)
@@ -102,12 +105,12 @@ def cbam(
     if any(p is not None and p.dtype != mlp_weight2.dtype for p in mlp) or (
         mlp_weight2.dtype not in (compute, x.dtype)
     ):
-        mlp = tuple(_cast(p, compute) for p in mlp)
-    conv = (_cast(conv_weight, compute), _cast(conv_bias, compute))
-    affine = (_cast(norm_weight, compute), _cast(norm_bias, compute))
+        mlp = tuple(cast(p, compute) for p in mlp)
+    conv = (cast(conv_weight, compute), cast(conv_bias, compute))
+    affine = (cast(norm_weight, compute), cast(norm_bias, compute))
     statistics = (None, None)
     if not batch_statistics:
-        statistics = (_cast(running_mean, compute), _cast(running_var, compute))
+        statistics = (cast(running_mean, compute), cast(running_var, compute))
 
     backend, _reason = backends.choose(x.device)
     differentiable = torch.is_grad_enabled() and any(
@@ -132,9 +135,10 @@ def cbam(
         ties,
         activation,
     )
-    if batch_statistics and running_mean is not None:
+    if batch_statistics:
+        count = x.shape[0] * x.shape[2] * x.shape[3]
         with torch.no_grad():
-            count = x.shape[0] * x.shape[2] * x.shape[3]
-            running_mean.mul_(1 - momentum).add_(batch_mean, alpha=momentum)
-            running_var.mul_(1 - momentum).add_(batch_var, alpha=momentum * count / (count - 1))
+            update_running_statistics(
+                running_mean, running_var, batch_mean, batch_var, count, momentum
+            )
     return y

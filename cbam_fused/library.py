@@ -29,15 +29,15 @@ class UnusableError(Exception):
 def _read_record() -> dict:
     record_path = path.with_name("build.json")
     try:
-        return json.loads(record_path.read_text())
+        return dict(json.loads(record_path.read_text()))
     except FileNotFoundError:
         raise UnusableError("it was never built: there is no lib/build.json") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UnusableError(f"lib/build.json cannot be read: {error}") from None
 
 
 def _check(record: dict) -> None:
-    """Raise Unusable unless the file at ``path`` is the one that ``record`` describes."""
+    """Raise UnusableError unless the file at ``path`` is the one that ``record`` describes."""
     if "reason" in record:
         raise UnusableError(record["reason"])
     if os.environ.get("CBAM_FUSED_LIBRARY") == "0":
@@ -48,13 +48,12 @@ def _check(record: dict) -> None:
         content = path.read_bytes()
     except OSError as error:
         raise UnusableError(f"lib/{path.name} cannot be read: {error.strerror}") from None
-    if len(content) != record["size"]:
-        raise UnusableError(
-            f"lib/{path.name} has {len(content)} bytes; {record['size']} were built"
-        )
-    if hashlib.sha256(content).hexdigest() != record["sha256"]:
-        raise UnusableError(f"lib/{path.name} is not the file that was built: its SHA-256 differs")
-    if schemas_digest() != record["schemas"]:
+    not_built = f"lib/{path.name} is not the file that was built"
+    if len(content) != record.get("size"):
+        raise UnusableError(f"{not_built}: {len(content)} bytes, not {record.get('size')}")
+    if hashlib.sha256(content).hexdigest() != record.get("sha256"):
+        raise UnusableError(f"{not_built}: its SHA-256 differs")
+    if schemas_digest() != record.get("schemas"):
         raise UnusableError("it was built for other schemas than this package's; build it again")
 
 
@@ -64,9 +63,6 @@ def schemas_digest() -> str:
 
 
 def _load() -> None:
-    registered = hasattr(getattr(torch.ops, NAMESPACE), next(iter(SCHEMAS)))
-    if registered and str(path.resolve()) not in torch.ops.loaded_libraries:
-        raise UnusableError("its operations were registered before, by another copy of the package")
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -88,6 +84,14 @@ reason = ""
 
 build: dict = {}
 """How the library was built: compiler, PyTorch, flags, date; or the reason why it was not."""
+
+# PyTorch aborts the process when a second library registers the same operations.
+_registered = hasattr(getattr(torch.ops, NAMESPACE), next(iter(SCHEMAS)))
+if _registered and str(path.resolve()) not in torch.ops.loaded_libraries:
+    raise ImportError(
+        "cbam_fused: the operations were registered before in this process, by another copy of"
+        " the package or without its library; it can be imported in a new process only"
+    )
 
 try:
     build = _read_record()

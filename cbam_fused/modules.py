@@ -13,7 +13,7 @@ from cbam_fused.schemas import POOL_TYPES, TIES
 
 
 class ChannelGate(nn.Module):
-    """The channel gate alone, by its layers: ``y = x * sigmoid(sum over pool types of mlp(pool(x)))``."""
+    """The channel gate by its layers: ``y = x * sigmoid(sum over pool types of mlp(pool(x)))``."""
 
     def __init__(self, channels: int, hidden: int, pool: str, ties: str, **factory) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class ChannelGate(nn.Module):
 
 
 class SpatialGate(nn.Module):
-    """The spatial gate alone, by its layers: ``y = x * sigmoid(norm(conv(max and mean over channels of x)))``."""
+    """The spatial gate by its layers: ``y = x * sigmoid(norm(conv(max_c x, mean_c x)))``."""
 
     def __init__(self, kernel_size: int, ties: str, **factory) -> None:
         super().__init__()
@@ -52,24 +52,29 @@ class SpatialGate(nn.Module):
 class CBAM(nn.Module):
     """The convolutional block attention module (Woo et al., ECCV 2018, section 3), fused.
 
-    A drop-in for the authors' module (Jongchan/attention-module): the same first four arguments, the same names in
-    ``state_dict`` and the same initial values from the same seed, so checkpoints load strictly, both ways.
+    A drop-in for the authors' module (Jongchan/attention-module): the same first four arguments,
+    the same names in ``state_dict`` and the same initial values from the same seed, so checkpoints
+    load strictly, both ways.
 
-    ``ChannelGate`` and ``SpatialGate`` hold the layers. A call does not run them: it takes their parameters to
-    `cbam_fused.cbam`. It does run them where it must: while an inner module has hooks, is parametrised or was replaced,
-    or while the norm is a SyncBatchNorm that trains in several processes.
+    ``ChannelGate`` and ``SpatialGate`` hold the layers. A call does not run them: it takes their
+    parameters to `cbam_fused.cbam`. It does run them where it must: while an inner module has
+    hooks, is parametrised or was replaced, or while the norm is a SyncBatchNorm that trains in
+    several processes.
 
     Args:
         gate_channels: C, the channels of x.
         reduction_ratio: the MLP has ``gate_channels // reduction_ratio`` hidden units.
-        pool_types: what is pooled over H*W, each a branch of the MLP: ``avg``, ``max``, ``lp`` (p = 2), ``lse``.
+        pool_types: what is pooled over H*W, each a branch of the MLP: ``avg``, ``max``, ``lp`` (p
+            = 2), ``lse``.
         no_spatial: leave the spatial gate out.
         kernel_size: of the spatial gate's convolution, odd.
-        ties: the gradient of a maximum goes to the ``first`` index (as the authors' code does), or is spread ``even``.
+        ties: the gradient of a maximum goes to the ``first`` index (as the authors' code does), or
+            is spread ``even``.
         device, dtype: of the parameters.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message names it, what was expected and what came.
+        TypeError, ValueError: an argument does not fit; the message names it, what was expected
+            and what came.
     """
 
     def __init__(

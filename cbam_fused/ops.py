@@ -9,12 +9,8 @@ from torch import Tensor
 
 from cbam_fused import library, reference
 from cbam_fused.backends import Backend
+from cbam_fused.reference_gates import compute_dtype
 from cbam_fused.schemas import NAMESPACE, SCHEMAS
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums and gates for an x of `dtype`: float64 for float64, float32 otherwise."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -212,11 +208,9 @@ class Cbam(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _mean_grad, _var_grad):
-        x, y, channel_gate, *kept, logits = ctx.saved_tensors[:8]
-        norm, (mlp_weight1, mlp_weight2, conv_weight) = (
-            ctx.saved_tensors[8:12],
-            ctx.saved_tensors[12:],
-        )
+        saved = ctx.saved_tensors
+        x, y, channel_gate, *kept, logits = saved[:9]
+        norm, (mlp_weight1, mlp_weight2, conv_weight) = saved[9:13], saved[13:]
         with torch.no_grad():
             masked_grad, channel_sums, norm_grad, norm_sums = ctx.backend.cbam_backward_reduce(
                 grad, x, y, channel_gate, logits, *norm, ctx.eps, ctx.activation
@@ -252,5 +246,5 @@ class Cbam(torch.autograd.Function):
                 for g, needed in zip(grads, ctx.needs_input_grad[:12], strict=True)
             )
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            grads = _FirstDerivativeOnly.apply(len(grads), *grads, grad, *ctx.saved_tensors)
+            grads = _FirstDerivativeOnly.apply(len(grads), *grads, grad, *saved)
         return *grads, *(None,) * 7

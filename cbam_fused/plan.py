@@ -1,9 +1,10 @@
 """Where a module keeps what the fused gate needs, and the cheap reading of it at every call.
 
-A `GateSpec` names the layers of a gate by their paths. `make_plan` compiles it, with the module at hand, into a table
-of every inner module; `collect` walks that table at each call and gathers the arguments of `cbam_fused.cbam`. It finds
-what would make the fused result differ from running the inner modules (a hook, a parametrised or replaced layer, a
-synchronised norm) and says so; the caller then runs the inner modules instead.
+A `GateSpec` names the layers of a gate by their paths. `make_plan` compiles it, with the module at
+hand, into a table of every inner module; `collect` walks that table at each call and gathers the
+arguments of `cbam_fused.cbam`. It finds what would make the fused result differ from running the
+inner modules (a hook, a parametrised or replaced layer, a synchronised norm) and says so; the
+caller then runs the inner modules instead.
 """
 
 import sys
@@ -24,7 +25,8 @@ class GateSpec:
     """A gate's layers, as paths of children below the module (``"channel.fc1"``), and its options.
 
     Attributes:
-        hidden_layer: first layer of the MLP (Linear or 1x1 convolution); None: there is only the output layer.
+        hidden_layer: first layer of the MLP (Linear or 1x1 convolution); None: there is only the
+            output layer.
         output_layer: last layer of the MLP.
         conv: convolution of the spatial gate; None: there is no spatial gate.
         norm: batch norm behind it, or None.
@@ -51,9 +53,10 @@ class InnerModule(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A `GateSpec` compiled for one module: its inner modules, parents first, and the layers' places among them.
+    """A `GateSpec` compiled for one module: its inner modules, parents first, and its layers.
 
-    Places count from 1 (0 is the gate itself); None where a layer does not exist.
+    A layer is given by its place among the inner modules, counted from 1 (0 is the gate itself);
+    None where it does not exist.
     """
 
     inner: tuple[InnerModule, ...]
@@ -69,7 +72,8 @@ class Plan(NamedTuple):
 class Collected(NamedTuple):
     """The keyword arguments of `cbam_fused.cbam` for one call (all but x), or None and the reason.
 
-    ``counter`` is the norm's ``num_batches_tracked``, to be incremented once the call has succeeded, if it trains.
+    ``counter`` is the norm's ``num_batches_tracked``, to be incremented once the call has
+    succeeded, if it trains.
     """
 
     arguments: dict[str, Any] | None
@@ -81,9 +85,10 @@ _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def batch_norm_types(norm: nn.Module) -> tuple[type, ...]:
-    """The classes a norm in the place of `norm` may have and still be a plain batch norm; () if `norm` is none.
+    """The classes that a batch norm in the place of `norm` may have; () if `norm` is no batch norm.
 
-    Besides PyTorch's own two these are timm's batch norms that end in an activation, which is an Identity in a gate.
+    Besides PyTorch's own two these are timm's batch norms that end in an activation, which is an
+    Identity in a gate.
     """
     if type(norm) in _BATCH_NORMS:
         return _BATCH_NORMS
@@ -120,7 +125,7 @@ def make_plan(module: nn.Module, spec: GateSpec) -> Plan:
 
 
 def call_fused(module: nn.Module, plan: Plan, x: Tensor, **epilogue: Any) -> Tensor | None:
-    """The fused gate of `module` on x ``[N, C, H, W]``, or None where its inner modules have to be run instead.
+    """The fused gate of `module` on x ``[N, C, H, W]``; None where its inner modules must run.
 
     Args:
         epilogue: ``residual`` and ``activation`` of `cbam_fused.cbam`.
@@ -135,7 +140,7 @@ def call_fused(module: nn.Module, plan: Plan, x: Tensor, **epilogue: Any) -> Ten
 
 
 def collect(module: nn.Module, plan: Plan) -> Collected:
-    """Gathers the arguments of one call of `module` from its inner modules, or the reason why they must run."""
+    """The arguments of one call of `module`, or the reason why its inner modules must run."""
     found = [module]
     for parent, name, path, types, children in plan.inner:
         child = found[parent]._modules.get(name)
@@ -214,10 +219,10 @@ def _norm_obstacle(norm: nn.Module) -> str:
 
 
 def read_norm(norm: nn.Module) -> tuple[Norm, Tensor | None]:
-    """What a call of the batch norm `norm` would do, and the counter of batches to increment afterwards, if any.
+    """What a call of the batch norm `norm` would do, and its counter if it counts this batch.
 
-    As BatchNorm2d: the batch's statistics in training mode, or where no running ones are kept; ``momentum=None`` makes
-    the running statistics a plain average over all batches counted.
+    As BatchNorm2d: the batch's statistics in training mode, or where no running ones are kept;
+    ``momentum=None`` makes the running statistics a plain average over all batches counted.
     """
     parameters, buffers = norm._parameters, norm._buffers
     mean, var = buffers["running_mean"], buffers["running_var"]

@@ -18,7 +18,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 def matrix(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -31,13 +31,18 @@ def per_channel(gate: Tensor) -> Tensor:
     return gate[:, :, None, None]
 
 
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a type of device; a few types, meta among them, know none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def without_autocast(function):
     """Run ``function`` with autocast disabled on the device of its first argument."""
 
     @functools.wraps(function)
     def wrapper(first, *args, **kwargs):
         device = first.device.type
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        if not autocasts(device):
             return function(first, *args, **kwargs)
         with torch.autocast(device, enabled=False):
             return function(first, *args, **kwargs)
@@ -232,10 +237,9 @@ def update_running_statistics(running_mean, running_var, mean, var, count, momen
     if count == 0:
         return
     if running_mean is not None:
-        running_mean.copy_((1 - momentum) * running_mean + momentum * mean)
+        running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
     if running_var is not None:
-        unbiased = var * (count / (count - 1))
-        running_var.copy_((1 - momentum) * running_var + momentum * unbiased)
+        running_var.mul_(1 - momentum).add_(var, alpha=momentum * count / (count - 1))
 
 
 def inverse_std(var: Tensor, eps: float) -> Tensor:

@@ -1,13 +1,14 @@
 """How close is close enough: the tolerance rule, and a whole gate, forward and backward, under it.
 
-The rule has no constant to choose. Against the result in float64, the largest error of an implementation may not
-exceed twice the largest error of the same computation by eager PyTorch in the implementation's own dtype, plus two
-units in the last place of the result. NaN and infinities must be where eager PyTorch has them. Nothing here is more
-precise than float64: for an implementation in float64, eager's error is that of float32 times the ratio of precisions.
+The rule has no constant to choose. Against the result in float64, the largest error of an
+implementation may not exceed twice the largest error of the same computation by eager PyTorch in
+the implementation's own dtype, plus two units in the last place of the result. NaN and infinities
+must be where eager PyTorch has them. Nothing here is more precise than float64: for an
+implementation in float64, eager's error is taken from float32 (`scale_error`).
 
-A maximum is a decision, and so is the mask of a ReLU: rounding may legitimately move it. `check_gate` therefore makes
-these decisions once, hands them to every implementation, and checks separately that the implementation's own choice
-is within rounding of the maximum.
+A maximum is a decision, and so is the mask of a ReLU: rounding may legitimately move it.
+`check_gate` therefore makes these decisions once, hands them to every implementation, and checks
+separately that the implementation's own choice is within rounding of the maximum.
 """
 
 import math
@@ -41,7 +42,8 @@ def _check_masks(name: str, actual: Tensor, eager: Tensor) -> None:
         if wrong.any():
             first = int(wrong.flatten().nonzero()[0])
             raise AssertionError(
-                f"{name}: {kind} differs from eager in {int(wrong.sum())} of {wrong.numel()} places, first at "
+                f"{name}: {kind} differs from eager in {int(wrong.sum())} of {wrong.numel()} "
+                f"places, first at "
                 f"{_coordinate(first, wrong.shape)}: got {actual.flatten()[first].item():.9g}, "
                 f"eager has {eager.flatten()[first].item():.9g}"
             )
@@ -57,8 +59,9 @@ def check_close(name: str, actual: Tensor, eager: Tensor, expected: Tensor) -> N
         expected: the same in float64.
 
     Raises:
-        AssertionError: shape or dtype differ; NaN or infinities lie elsewhere than in eager; or the largest error
-            exceeds the bound. The message gives the worst coordinate, the values there, the error and the bound.
+        AssertionError: shape or dtype differ; NaN or infinities lie elsewhere than in eager; or the
+            largest error exceeds the bound. The message gives the worst coordinate, the values
+            there, the error and the bound.
     """
     if expected.dtype != torch.float64:
         raise ValueError(f"{name}: expected must be in float64; got {expected.dtype}")
@@ -86,14 +89,20 @@ def check_close(name: str, actual: Tensor, eager: Tensor, expected: Tensor) -> N
     if errors[worst].item() > bound:
         raise AssertionError(
             f"{name}: worst at {_coordinate(worst, actual.shape)} of {list(actual.shape)}: "
-            f"got {actual.flatten()[worst].item():.9g}, expected {expected.flatten()[worst].item():.17g}, "
+            f"got {actual.flatten()[worst].item():.9g}, expected "
+            f"{expected.flatten()[worst].item():.17g}, "
             f"error {errors[worst].item():.3g} > bound {bound:.3g} "
             f"(twice eager's {eager_error:.3g} plus 2 ulp of {unit:.3g})"
         )
 
 
 def scale_error(eager: Tensor, exact: Tensor, expected: Tensor) -> Tensor:
-    """A float64 result as far from `expected` as eager float32 is from `exact`, in units of the precision of each.
+    """What stands for eager's result where `expected` is an eager result of the same precision,
+    float64, itself.
+
+    It lies as far from `expected` as eager float32 does from `exact`, in units of the precision of
+    each, and half as far again: `expected` is off by one such error of its own, which the bound,
+    twice this one, then makes room for.
 
     Args:
         eager: a float32 result.
@@ -101,13 +110,15 @@ def scale_error(eager: Tensor, exact: Tensor, expected: Tensor) -> Tensor:
         expected: the float64 result whose error cannot be measured directly.
     """
     ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-    error = (eager.double() - exact) * ratio
+    error = 1.5 * ratio * (eager.double() - exact)
     return torch.where(error.isfinite(), expected + error, expected)
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate with its input and the gradient of its output; fields as the arguments of `cbam_fused.cbam`."""
+    """One gate with its input and the gradient of its output; fields as the arguments of
+    `cbam_fused.cbam`.
+    """
 
     x: Tensor
     mlp_weight1: Tensor | None
@@ -174,17 +185,20 @@ def attend(backend: Backend, gate: Gate) -> Attended:
 
 
 def layer_grad(weight_grad: Tensor, bias_grad: Tensor) -> Tensor:
-    """A layer's gradient as one vector, judged as one: behind batch statistics that of a bias is nothing but rounding."""
+    """A layer's gradient as one vector, judged as one: behind batch statistics that of a bias is
+    nothing but rounding.
+    """
     return torch.cat([weight_grad.flatten(), bias_grad])
 
 
 def run_gate(
     backend: Backend, gate: Gate, decisions: Decisions | None = None
 ) -> tuple[dict[str, Tensor], Attended]:
-    """The gate forward and backward through the operations of `backend`, with `decisions` in place of its own.
+    """The gate forward and backward through the operations of `backend`, with `decisions` in place
+    of its own.
 
-    Returns the results by name (y, the gradients of x and of each parameter present, the residual's gradient) and
-    what `cbam_attend` gave.
+    Returns the results by name (y, the gradients of x and of each parameter present, the residual's
+    gradient) and what `cbam_attend` gave.
     """
     attended = attend(backend, gate)
     logits = attended.logits if gate.conv_weight is not None else None
@@ -244,30 +258,38 @@ def run_gate(
 
 
 def check_channel_choice(gate: Gate, attended: Attended) -> None:
-    """Asserts that the channel each pixel's maximum was taken from holds a maximum, within rounding of x * Mc."""
+    """Asserts that the channel each pixel's maximum was taken from holds a maximum, within rounding
+    of x * Mc.
+    """
     if gate.conv_weight is None or gate.ties != "first":
         return
     u = gate.x.double() * attended.channel_gate.double()[:, :, None, None]
     chosen = u.gather(1, attended.channel_ties.long()[:, None]).squeeze(1)
     largest = u.amax(1)
     if not torch.equal(chosen.isnan(), largest.isnan()):
-        raise AssertionError("channel_ties: a NaN is the maximum, and the choice is not a NaN, or the reverse")
+        raise AssertionError(
+            "channel_ties: a NaN is the maximum, and the choice is not a NaN, or the reverse"
+        )
     info = torch.finfo(compute_dtype(gate.x.dtype))
     rounding = info.eps * largest.abs() + info.smallest_normal * info.eps
     wrong = largest.isfinite() & (largest - chosen > rounding)
     if wrong.any():
         first = int(wrong.flatten().nonzero()[0])
         raise AssertionError(
-            f"channel_ties: at {_coordinate(first, largest.shape)} of [N, H, W] the chosen channel holds "
-            f"{chosen.flatten()[first].item():.17g}, the maximum is {largest.flatten()[first].item():.17g}"
+            f"channel_ties: at {_coordinate(first, largest.shape)} of [N, H, W] the chosen "
+            f"channel holds "
+            f"{chosen.flatten()[first].item():.17g}, the maximum is "
+            f"{largest.flatten()[first].item():.17g}"
         )
 
 
 def check_gate(backend: Backend, *gates: Gate) -> None:
-    """Runs gates forward and backward through `backend` and holds every result to the tolerance rule.
+    """Runs gates forward and backward through `backend` and holds every result to the tolerance
+    rule.
 
-    Several gates of equal shapes and options (draws of the same random data) are judged together: the largest error
-    over them all. One draw says little of how large the rounding error of a single number is.
+    Several gates of equal shapes and options (draws of the same random data) are judged together:
+    the largest error over them all. One draw says little of how large the rounding error of a
+    single number is.
 
     Raises:
         AssertionError: a result is off; the message names it and its worst coordinate.
@@ -278,7 +300,9 @@ def check_gate(backend: Backend, *gates: Gate) -> None:
         decisions, eager, expected = _run_reference(reference, gate)
         if gate.x.dtype == torch.float64:
             _, single, exact = _run_reference(reference, gate.to(torch.float32))
-            eager = {name: scale_error(single[name], exact[name], expected[name]) for name in expected}
+            eager = {
+                name: scale_error(single[name], exact[name], expected[name]) for name in expected
+            }
         actual, attended = run_gate(backend, gate, decisions)
         check_channel_choice(gate, attended)
         runs.append((actual, eager, expected))
@@ -287,7 +311,7 @@ def check_gate(backend: Backend, *gates: Gate) -> None:
 
 
 def _run_reference(reference: Backend, gate: Gate) -> tuple[Decisions, dict, dict]:
-    """The decisions of the eager gate, its results, and those of float64 with the same decisions."""
+    """The decisions of the eager gate, its results, and those of float64 with these decisions."""
     eager, attended = run_gate(reference, gate)
     decisions = Decisions(attended.pixel_ties, attended.channel_ties, eager["y"])
     expected, _ = run_gate(reference, gate.to(torch.float64), decisions)

@@ -27,7 +27,7 @@ class Block(nn.Module):
             nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
             nn.BatchNorm2d(outputs),
         )
-        self.gate = cbam_fused.CBAM(outputs, reduction_ratio=8)
+        self.gate = cbam_fused.CBAM(outputs, reduction_ratio=4)
         self.shortcut = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
@@ -42,10 +42,10 @@ class DigitsNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()
+            nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
         )
-        self.blocks = nn.Sequential(Block(32, 32), Block(32, 64, stride=2), Block(64, 64))
-        self.head = nn.Linear(64, 10)
+        self.blocks = nn.Sequential(Block(16, 16), Block(16, 32, stride=2), Block(32, 32))
+        self.head = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
@@ -83,31 +83,51 @@ class Training:
 
 
 def train(
-    digits: Digits, backend: str | None, *, epochs: int, on_step: Callable[[], object]
+    digits: Digits,
+    backend: str | None,
+    dtype: torch.dtype = torch.float32,
+    *,
+    epochs: int,
+    on_step: Callable[[], object],
 ) -> Training:
-    """Trains a network from a fixed seed; only `backend` (None: the automatic choice) varies."""
+    """Trains a network from a fixed seed: the same first weights and batches, whatever varies.
+
+    Args:
+        digits: the data.
+        backend: of the gates; None: the automatic choice.
+        dtype: of everything.
+        epochs: passes over the training images; the learning rate falls to 0 over them.
+        on_step: called after each batch.
+    """
     torch.manual_seed(0)
-    result = Training(DigitsNet())
-    optimizer = torch.optim.SGD(
-        result.model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4, nesterov=True
-    )
+    model = DigitsNet().to(dtype)
+    result = Training(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, nesterov=True)
+    steps = epochs * steps_per_epoch(digits)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    images, labels = digits.train_images.to(dtype), digits.train_labels
     start = time.perf_counter()
     with cbam_fused.use_backend(backend):
         for _ in range(epochs):
-            for chosen in torch.randperm(len(digits.train_images)).split(BATCH_SIZE):
-                logits = result.model(digits.train_images[chosen])
-                loss = nn.functional.cross_entropy(logits, digits.train_labels[chosen])
+            for chosen in torch.randperm(len(images)).split(BATCH_SIZE):
+                loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+                schedule.step()
                 result.losses.append(loss.item())
                 on_step()
         result.seconds = time.perf_counter() - start
-        result.model.eval()
+        model.eval()
         with torch.inference_mode():
-            hits = result.model(digits.test_images).argmax(1) == digits.test_labels
+            hits = model(digits.test_images.to(dtype)).argmax(1) == digits.test_labels
     result.accuracy = hits.double().mean().item()
     return result
+
+
+def steps_per_epoch(digits: Digits) -> int:
+    """Batches in one pass over the training images."""
+    return -(-len(digits.train_images) // BATCH_SIZE)
 
 
 @torch.inference_mode()

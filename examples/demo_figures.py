@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-REFERENCE, FUSED = "#E69F00", "#0072B2"
+ORANGE, BLUE = "#E69F00", "#0072B2"
 
 
 @dataclass(frozen=True)
@@ -30,24 +30,40 @@ def _save(figure: plt.Figure, path: Path) -> Path:
 
 
 def loss_curves(
-    path: Path, reference: Sequence[float], fused: Sequence[float], steps_per_epoch: int, title: str
+    path: Path,
+    losses: dict[str, Sequence[float]],
+    exact: Sequence[float],
+    steps_per_epoch: int,
+    title: str,
 ) -> Path:
-    """Both loss curves on one pair of axes, and their difference below."""
-    epochs = (np.arange(len(reference)) + 1) / steps_per_epoch
-    figure, (losses, difference) = plt.subplots(
+    """Two loss curves on one pair of axes, and below how far each strays from `exact`."""
+    epochs = (np.arange(len(exact)) + 1) / steps_per_epoch
+    figure, (curves, differences) = plt.subplots(
         2, 1, sharex=True, figsize=(8, 6), height_ratios=(2, 1), layout="constrained"
     )
-    losses.plot(epochs, reference, color=REFERENCE, linewidth=4, alpha=0.6, label="reference gates")
-    losses.plot(epochs, fused, color=FUSED, linewidth=1.2, label="fused gates")
-    losses.set(yscale="log", ylabel="training loss", title=title)
-    losses.legend(frameon=False)
-    gap = np.abs(np.asarray(reference) - np.asarray(fused))
-    difference.plot(epochs, np.where(gap > 0, gap, np.nan), color="0.3", linewidth=1)
-    difference.set(yscale="log", ylabel="|difference|", xlabel="epoch")
-    for axes in (losses, difference):
+    styles = ({"color": ORANGE, "linewidth": 4, "alpha": 0.6}, {"color": BLUE, "linewidth": 1.2})
+    for (label, values), style in zip(losses.items(), styles, strict=True):
+        curves.plot(epochs, values, label=label, **style)
+        gap = np.abs(np.asarray(values) - np.asarray(exact))
+        differences.plot(epochs, np.where(gap > 0, gap, np.nan), **style)
+    curves.set(yscale="log", ylabel="training loss", title=title)
+    curves.legend(frameon=False)
+    differences.set(
+        yscale="log", ylabel="|loss - loss in float64|", xlabel="epoch", xlim=(0, epochs[-1])
+    )
+    for axes in (curves, differences):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     return _save(figure, path)
+
+
+def _outline(cell: plt.Axes, image: np.ndarray) -> None:
+    """Draws where `image` crosses half brightness, closed at its border."""
+    framed = np.pad(image, 1, constant_values=image.max())
+    y, x = (np.arange(-1, extent + 1) for extent in image.shape)
+    limits = {"xlim": cell.get_xlim(), "ylim": cell.get_ylim()}
+    cell.contour(x, y, framed, levels=[0.5], colors="white", linewidths=1.2)
+    cell.set(**limits)
 
 
 def attention_maps(
@@ -57,8 +73,10 @@ def attention_maps(
     rows: Sequence[AttentionRow],
     title: str,
     caption: str,
+    *,
+    outline: bool = False,
 ) -> Path:
-    """Images in the first row, and below, over each image, the map of one gate a row.
+    """Images in the first row, and below the map of one gate a row.
 
     A row has one colour scale, between the 1st and 99th percentile of its maps.
 
@@ -68,35 +86,30 @@ def attention_maps(
         labels: N names.
         rows: the gates.
         title, caption: above and below the pictures.
+        outline: draw the image's outline over the map; otherwise the map is laid over the image.
     """
-    width = 1.75 * len(images) + 1.2
+    side = min(1.9, 12 / len(images))
+    size = (side * len(images) + 1, (side + 0.1) * (1 + len(rows)) + 0.9)
     figure, axes = plt.subplots(
-        1 + len(rows),
-        len(images),
-        figsize=(width, 1.85 * (1 + len(rows)) + 1.1),
-        squeeze=False,
-        layout="constrained",
+        1 + len(rows), len(images), figsize=size, squeeze=False, layout="constrained"
     )
-    for column, (image, label) in enumerate(zip(images, labels, strict=True)):
-        axes[0, column].imshow(image, cmap="gray", vmin=0, vmax=1)
-        axes[0, column].set_title(label, fontsize=10)
+    for cell, image, label in zip(axes[0], images, labels, strict=True):
+        cell.imshow(image, cmap="gray", vmin=0, vmax=1)
+        cell.set_title(label, fontsize=10)
     for cells, row in zip(axes[1:], rows, strict=True):
         low, high = np.percentile(row.maps, (1, 99))
         for cell, image, attention in zip(cells, images, row.maps, strict=True):
             gray = image if image.ndim == 2 else image @ np.array([0.299, 0.587, 0.114])
-            extent = (-0.5, gray.shape[1] - 0.5, gray.shape[0] - 0.5, -0.5)
-            cell.imshow(gray, cmap="gray", vmin=0, vmax=1, extent=extent)
-            overlay = cell.imshow(
-                attention,
-                cmap="inferno",
-                vmin=low,
-                vmax=high,
-                alpha=0.7,
-                extent=extent,
-                interpolation="bicubic",
-            )
+            place = {"extent": (-0.5, gray.shape[1] - 0.5, gray.shape[0] - 0.5, -0.5)}
+            colours = {"cmap": "inferno", "vmin": low, "vmax": high, "interpolation": "bicubic"}
+            if not outline:
+                cell.imshow(gray, cmap="gray", vmin=0, vmax=1, **place)
+            cell.imshow(attention, alpha=1 if outline else 0.7, **colours, **place)
+            if outline:
+                _outline(cell, gray)
         cells[0].set_ylabel(row.label, fontsize=10)
-        bar = figure.colorbar(overlay, ax=list(cells), fraction=0.02, pad=0.01)
+        scale = plt.cm.ScalarMappable(plt.Normalize(low, high), cmap="inferno")
+        bar = figure.colorbar(scale, ax=list(cells), fraction=0.02, pad=0.01)
         bar.set_label("Ms", fontsize=9)
         bar.ax.tick_params(labelsize=8)
     for cell in axes.flat:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import skimage.data
 import skimage.transform
-import timm
 import torch
 from timm.layers.cbam import CbamModule
 from torch import Tensor, nn
@@ -42,25 +41,6 @@ def batch(images: list[np.ndarray]) -> Tensor:
     """Images as the network wants them: ``[N, 3, H, W]``, normalised."""
     tensors = (torch.from_numpy(image).float().permute(2, 0, 1) for image in images)
     return torch.stack([(tensor - IMAGENET_MEAN) / IMAGENET_STD for tensor in tensors])
-
-
-def resnet50(images: Tensor) -> nn.Module:
-    """timm's ResNet-50 with CBAM in all 16 blocks, random weights, in eval mode.
-
-    ``zero_init_last=False``: timm otherwise sets the last norm of each block to zero, and every
-    gate of a fresh network would see zeros. The norms' running statistics are those of `images`.
-    """
-    block_args = {"attn_layer": "cbam"}
-    model = timm.create_model("resnet50", block_args=block_args, zero_init_last=False)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        model.train()(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return model.eval()
 
 
 def fused_copy(model: nn.Module) -> tuple[nn.Module, cbam_fused.FuseReport]:
@@ -119,6 +99,13 @@ def gate_times(
 
     calls = {name: call(model) for name, model in models.items()}
     return interleave(calls, repetitions=repetitions, min_time=0.0)
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """A copy of `model`, compiled as a whole."""
+    result = copy.deepcopy(model)
+    result.compile()
+    return result
 
 
 def compiled_gates(model: nn.Module) -> nn.Module:

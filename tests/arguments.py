@@ -1,11 +1,16 @@
-"""The arguments of each operation, made from a gate, the same for every backend and in every precision."""
+"""The arguments of each operation, made from a gate, the same for every backend and in every
+precision.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from cbam_fused import backends
+from cbam_fused.backends import Backend
 from cbam_fused.ops import compute_dtype
-from cbam_fused.testing import Attended, Gate, attend, layer_grad
+from cbam_fused.testing import Attended, Gate, attend, check_close, layer_grad, scale_error
 from tests.ties import maxima
 
 # The names of each operation's results, for messages.
@@ -29,8 +34,8 @@ RESULTS = {
 def saved(gate: Gate) -> Attended:
     """What `cbam_attend` leaves for the other operations, from float64.
 
-    The channel gate is rounded to 8 bits: for an x of 16 bits its product with x is exact, so that the maximum over
-    channels and its ties are the same in every precision.
+    The channel gate is rounded to 8 bits: for an x of 16 bits its product with x is exact, so that
+    the maximum over channels and its ties are the same in every precision.
     """
     compute = compute_dtype(gate.x.dtype)
     exact = attend(backends.get("reference"), gate.to(torch.float64))
@@ -70,7 +75,15 @@ def arguments(gate: Gate) -> dict[str, tuple]:
     masked_grad, channel_sums, norm_grad, norm_sums = reference.cbam_backward_reduce(*reduce)
     count = gate.x.shape[0] * gate.x.shape[2] * gate.x.shape[3]
     return {
-        "cbam_inference": (gate.x, *gate.mlp, *gate.conv, *norm, gate.residual, *options, gate.activation),
+        "cbam_inference": (
+            gate.x,
+            *gate.mlp,
+            *gate.conv,
+            *norm,
+            gate.residual,
+            *options,
+            gate.activation,
+        ),
         "cbam_attend": (gate.x, *gate.mlp, *gate.conv, gate.batch_statistics, *options, gate.ties),
         "cbam_apply": apply,
         "cbam_backward_reduce": reduce,
@@ -105,9 +118,43 @@ def double(values: tuple) -> tuple:
 
 
 def results(operation: str, values: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
-    """What an operation returned that is subject to rounding, by name; the convolution's gradient as one vector."""
+    """What an operation returned that is subject to rounding, by name; the convolution's gradient
+    as one vector.
+    """
     values = (values,) if isinstance(values, Tensor) else values
     named = dict(zip(RESULTS[operation], values, strict=True))
     if operation == "cbam_backward_input":
         named["conv_grad"] = layer_grad(named.pop("conv_weight_grad"), named.pop("conv_bias_grad"))
     return {name: value for name, value in named.items() if value.is_floating_point()}
+
+
+def _stacked(
+    backend: Backend, operation: str, draws: list[dict], convert=tuple
+) -> dict[str, Tensor]:
+    """The results of an operation by name, all draws of each in one tensor."""
+    function = getattr(backend, operation)
+    runs = [results(operation, function(*convert(draw[operation]))) for draw in draws]
+    return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
+
+
+def check_operation(
+    backend: Backend, operation: str, dtype: torch.dtype, draws: Callable[[torch.dtype], list[dict]]
+) -> None:
+    """Holds every result of an operation for an x of `dtype` to the tolerance rule.
+
+    Args:
+        draws: from a dtype, the `arguments` of each draw; those of float32 are asked for to judge
+            float64.
+    """
+    reference = backends.get("reference")
+    actual = _stacked(backend, operation, draws(dtype))
+    expected = _stacked(reference, operation, draws(dtype), double)
+    if dtype == torch.float64:
+        single = draws(torch.float32)
+        eager = _stacked(reference, operation, single)
+        exact = _stacked(reference, operation, single, double)
+        eager = {name: scale_error(eager[name], exact[name], expected[name]) for name in expected}
+    else:
+        eager = _stacked(reference, operation, draws(dtype))
+    for name in expected:
+        check_close(f"{operation}: {name}", actual[name], eager[name], expected[name])

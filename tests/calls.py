@@ -1,16 +1,29 @@
-"""Calling a gate through the public functional form, or anything with its signature, and differentiating it."""
+"""Calling a gate through the public functional form, or anything with its signature, and
+differentiating it.
+"""
 
 from dataclasses import fields, replace
 
 from torch import Tensor
 
-DIFFERENTIABLE = tuple(
-    "x mlp_weight1 mlp_bias1 mlp_weight2 mlp_bias2 conv_weight conv_bias norm_weight norm_bias residual".split()
+DIFFERENTIABLE = (
+    "x",
+    "mlp_weight1",
+    "mlp_bias1",
+    "mlp_weight2",
+    "mlp_bias2",
+    "conv_weight",
+    "conv_bias",
+    "norm_weight",
+    "norm_bias",
+    "residual",
 )
 
 
 def require_grad(gate, names=DIFFERENTIABLE):
-    """The gate with leaves that require a gradient in place of the tensors called `names`; x may be its own residual."""
+    """The gate with leaves that require a gradient in place of the tensors called `names`; x may be
+    its own residual.
+    """
     leaves = {}
     for field in fields(gate):
         value = getattr(gate, field.name)

@@ -1,8 +1,10 @@
-"""The cases every operation and every backend is held to, as data: each has a name and the reason it exists."""
+"""The cases every operation and every backend is held to, as data: each has a name and the reason
+it exists.
+"""
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ def _random(shape, generator):
 
 
 def _relu_ties(shape, generator):
-    """After a ReLU, on a coarse grid: many exact zeros, many equal maxima, whole pixels of zeros."""
+    """After a ReLU, on a coarse grid: many zeros, many equal maxima, whole pixels of zeros."""
     x = (_normal(shape, generator) * 2).round().relu() / 2
     x[..., : shape[3] // 2] = 0
     return x
@@ -46,7 +48,7 @@ def _with(value: float) -> Callable:
 
     def build(shape, generator):
         x = _normal(shape, generator)
-        _, c, height, width = shape
+        _, c, height, _width = shape
         for channel, row, column in ((1, 1, 2), (1, height - 1, 0), (c - 1, 1, 2)):
             x[0, channel, row, column] = value
         return x
@@ -90,7 +92,8 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-# Name: how x, the residual and the gradient of y lie in memory. A real network mixes them, and the gradient of a sum is
+# Name: how x, the residual and the gradient of y lie in memory. A real network mixes them, and the
+# gradient of a sum is
 # one number seen through strides of 0.
 LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "nchw": (_nchw, _nchw, _nchw),
@@ -104,7 +107,9 @@ LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A gate's shape, options and data. `hidden=None` is one C x C layer; `kernel_size=None` no spatial gate."""
+    """A gate's shape, options and data. `hidden=None` is one C x C layer; `kernel_size=None` no
+    spatial gate.
+    """
 
     name: str
     reason: str
@@ -129,9 +134,11 @@ class Case:
 
     @property
     def draws(self) -> int:
-        """How many draws are judged together (see `cbam_fused.testing.check_gate`): more of the small ones."""
+        """How many draws are judged together (see `cbam_fused.testing.check_gate`): more of the
+        small ones.
+        """
         n, c, height, width = self.shape
-        return max(2, min(16, 40_000 // max(1, n * c * height * width)))
+        return max(2, min(16, 24_000 // max(1, n * c * height * width)))
 
     def gates(self, dtype: torch.dtype, layout: str) -> list[Gate]:
         return [self.gate(dtype, layout, draw) for draw in range(self.draws)]
@@ -141,14 +148,15 @@ class Case:
         generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()) + draw)
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         mlp_dtype = dtype if self.mlp_in_x_dtype else compute
-        n, c, _, _ = self.shape
+        _n, c, _, _ = self.shape
         place_x, place_residual, place_grad = LAYOUTS[layout]
 
         def parameter(*shape: int, fan_in: int = 1, dtype: torch.dtype = compute) -> Tensor:
             return (_normal(shape, generator) / fan_in**0.5).to(dtype)
 
         def activations(place: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-            # With ties="even" a product x * Mc must be exact, for a tie to be one in every precision.
+            # With ties="even" a product x * Mc must be exact, for a tie to be one in every
+            # precision.
             values = values.bfloat16() if self.ties == "even" else values
             return place(values.to(dtype))
 
@@ -194,50 +202,58 @@ class Case:
 
 CASES = (
     Case("plain", "the official module in training: rows and planes of whole and broken vectors"),
-    Case("frozen", "running statistics are constants: no batch term in the gradient", norm="frozen"),
+    Case("frozen", "running statistics are constants: no batch term in the gradient",
+         norm="frozen"),
     Case("no_norm", "many pasted variants have none", norm="none"),
     Case("no_affine", "a batch norm without weight and bias", norm_affine=False),
     Case("no_bias", "MLP without biases (timm)", mlp_bias=False, mlp_4d=True, maps="mean_max"),
     Case("conv_bias", "a bias in the spatial convolution (mmyolo)", conv_bias=True, norm="none"),
-    Case("conv_bias_norm", "its gradient is rounding only, behind batch statistics", conv_bias=True),
+    Case("conv_bias_norm", "its gradient is rounding only, behind batch statistics",
+         conv_bias=True),
     Case("no_spatial", "channel gate only", kernel_size=None),
     Case("no_spatial_relu", "channel gate, residual and mask without logits", kernel_size=None,
          residual="other", activation="relu"),
     Case("k1", "smallest kernel: no neighbours", kernel_size=1),
     Case("k3", "another kernel size", kernel_size=3, norm="frozen"),
-    Case("k_over_map", "kernel larger than the map: every window is padding on all sides", (2, 8, 3, 2),
-         kernel_size=11),
+    Case("k_over_map", "kernel larger than the map: every window is padding on all sides",
+         (2, 8, 3, 2), kernel_size=11),
     Case("avg", "no maximum: its ties do not exist", pool="avg"),
     Case("max", "the maximum alone", pool="max"),
     Case("lp", "L2 pooling alone", pool="lp"),
     Case("lse", "log-sum-exp pooling alone", pool="lse"),
-    Case("lse_large", "log-sum-exp overflows unless the maximum is taken out", pool="lse", data="large_offset"),
+    Case("lse_large", "log-sum-exp overflows unless the maximum is taken out", pool="lse",
+         data="large_offset"),
     Case("all_pools", "four branches of the MLP", pool="avg+max+lp+lse"),
     Case("lp_zeros", "the gradient of an L2 norm at zero is zero", pool="avg+lp", data="zeros"),
-    Case("single_layer", "one C x C layer on the average (ultralytics)", (2, 24, 9, 10), pool="avg", hidden=None,
-         maps="mean_max", norm="none"),
-    Case("single_layer_wide", "a C x C layer longer than a leaf of the sum", (3, 200, 5, 5), pool="avg", hidden=None),
-    Case("light", "half average, half maximum, before the MLP and before the convolution (timm's light)",
+    Case("single_layer", "one C x C layer on the average (ultralytics)", (2, 24, 9, 10),
+         pool="avg", hidden=None, maps="mean_max", norm="none"),
+    Case("single_layer_wide", "a C x C layer longer than a leaf of the sum", (3, 200, 5, 5),
+         pool="avg", hidden=None),
+    Case("light",
+         "half average, half maximum, before the MLP and before the convolution (timm's light)",
          pool="light", maps="light", mlp_bias=False),
-    Case("light_even", "the same with shared maxima", data="relu_ties", pool="light", maps="light", ties="even",
-         norm="frozen"),
+    Case("light_even", "the same with shared maxima", data="relu_ties", pool="light", maps="light",
+         ties="even", norm="frozen"),
     Case("mlp_half", "MLP parameters in the dtype of x", mlp_in_x_dtype=True, hidden=8),
     Case("residual", "a sum without activation: grad itself is the residual's", residual="other"),
     Case("residual_relu", "the end of a residual block", residual="other", activation="relu"),
-    Case("residual_relu6", "an activation closed at both ends", residual="other", activation="relu6", norm="frozen"),
+    Case("residual_relu6", "an activation closed at both ends", residual="other",
+         activation="relu6", norm="frozen"),
     Case("residual_x", "x + gate(x): the residual is x itself", residual="x"),
     Case("relu_alone", "an activation without a residual", activation="relu"),
-    Case("relu_ties", "after a ReLU many values are equal, and whole pixels zero", data="relu_ties"),
+    Case("relu_ties", "after a ReLU many values are equal, and whole pixels zero",
+         data="relu_ties"),
     Case("relu_ties_even", "the same with the gradient shared", data="relu_ties", ties="even"),
     Case("all_equal", "every pixel is a maximum", data="all_equal"),
     Case("all_equal_even", "every pixel shares", data="all_equal", ties="even", norm="frozen"),
     Case("zeros", "nothing but ties, in every map", data="zeros", norm="frozen"),
     Case("negative", "maxima below zero: padding and initial values must not win", data="negative"),
-    Case("large_offset", "mean far above the deviation: sums of squares would cancel", data="large_offset"),
+    Case("large_offset", "mean far above the deviation: sums of squares would cancel",
+         data="large_offset"),
     Case("nan", "NaN is the maximum, and the first one the index", data="nan"),
     Case("nan_even", "a NaN maximum shares NaN with all", data="nan", ties="even", norm="frozen"),
-    Case("nan_one_sample", "without batch statistics NaN stays in its sample", (3, 16, 9, 10), data="nan",
-         norm="frozen", residual="other", activation="relu"),
+    Case("nan_one_sample", "without batch statistics NaN stays in its sample", (3, 16, 9, 10),
+         data="nan", norm="frozen", residual="other", activation="relu"),
     Case("inf", "infinity in a maximum and in a mean", data="inf", norm="frozen"),
     Case("minus_inf", "negative infinity in a mean only", data="minus_inf", norm="frozen"),
     Case("hw1", "plane smaller than a vector", (3, 16, 1, 1)),
@@ -252,13 +268,13 @@ CASES = (
     Case("column", "one long column", (2, 12, 131, 1)),
     Case("many_channels", "the last stage of a ResNet", (1, 2048, 7, 7), hidden=128),
     Case("long_plane", "many leaves per plane, the last one broken", (1, 6, 96, 97)),
-    Case("stage1", "the first stage of a ResNet: a sample larger than the inner caches", (1, 256, 56, 56), hidden=16,
-         residual="other", activation="relu"),
+    Case("stage1", "the first stage of a ResNet: a sample larger than the inner caches",
+         (1, 256, 56, 56), hidden=16, residual="other", activation="relu"),
     Case("n0", "an empty batch", (0, 16, 9, 10), norm="frozen"),
     Case("n1", "one sample: parallel within it", (1, 64, 14, 14)),
     Case("n3", "samples that two threads cannot share evenly", (3, 32, 14, 14), norm="frozen"),
-    Case("n5_even", "several samples, with shared maxima", (5, 24, 6, 6), data="relu_ties", ties="even",
-         residual="other", activation="relu6"),
+    Case("n5_even", "several samples, with shared maxima", (5, 24, 6, 6), data="relu_ties",
+         ties="even", residual="other", activation="relu6"),
 )  # fmt: skip
 
 BY_NAME = {case.name: case for case in CASES}
@@ -282,8 +298,3 @@ RUNS = [(case, *variant) for case in CASES for variant in VARIANTS] + [
 def run_id(run: tuple[Case, torch.dtype, str]) -> str:
     case, dtype, layout = run
     return f"{case.name}-{str(dtype).removeprefix('torch.')}-{layout}"
-
-
-def with_batch(case: Case, n: int) -> Case:
-    """The same case with `n` samples."""
-    return replace(case, shape=(n, *case.shape[1:]))

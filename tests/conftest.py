@@ -1,4 +1,6 @@
-"""Shared by all tests: backends as fixtures, a fixed number of threads, hypothesis without randomness."""
+"""Shared by all tests: backends as fixtures, a fixed number of threads, hypothesis without
+randomness.
+"""
 
 import hypothesis
 import pytest
@@ -12,7 +14,9 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "large: needs some ten gigabytes of memory; skipped where there is less")
+    config.addinivalue_line(
+        "markers", "large: needs some ten gigabytes of memory; skipped where there is less"
+    )
 
 
 @pytest.fixture(params=backends.available())
@@ -29,7 +33,9 @@ def fused(request) -> backends.Backend:
 
 @pytest.fixture
 def filled_memory():
-    """Uninitialised memory holds NaN and the largest integers, so that what an operation leaves unwritten shows."""
+    """Uninitialised memory holds NaN and the largest integers, so that what an operation leaves
+    unwritten shows.
+    """
     torch.use_deterministic_algorithms(True)
     assert torch.empty(1).isnan(), "torch.empty is not filled"
     yield

@@ -14,7 +14,8 @@ from cbam_fused.testing import Gate, run_gate
 from tests.cases import BY_NAME, run_id
 
 NAMES = (
-    "plain", "odd", "prime", "all_pools", "light_even", "residual_relu", "relu_ties_even", "nan", "hw1", "row",
+    "plain", "odd", "prime", "all_pools", "light_even", "residual_relu", "relu_ties_even", "nan",
+    "hw1", "row",
     "many_channels", "single_layer_wide", "long_plane", "stage1", "n1", "n3",
 )  # fmt: skip
 VARIANTS = (
@@ -29,13 +30,22 @@ RUNS = [(BY_NAME[name], *variant) for name in NAMES for variant in VARIANTS]
 
 
 def everything(backend: backends.Backend, gate: Gate) -> dict[str, torch.Tensor]:
-    """All results of the operations, forward and backward, and of `cbam_inference` where the norm is constant."""
+    """All results of the operations, forward and backward, and of `cbam_inference` where the norm
+    is constant.
+    """
     results, attended = run_gate(backend, gate)
     results |= attended._asdict()
     if not gate.batch_statistics:
         norm = (gate.norm_weight, gate.norm_bias, gate.running_mean, gate.running_var, gate.eps)
         results["inference"] = backend.cbam_inference(
-            gate.x, *gate.mlp, *gate.conv, *norm, gate.residual, gate.pool, gate.maps, gate.activation
+            gate.x,
+            *gate.mlp,
+            *gate.conv,
+            *norm,
+            gate.residual,
+            gate.pool,
+            gate.maps,
+            gate.activation,
         )
     return results
 

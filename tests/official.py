@@ -1,7 +1,7 @@
-"""The authors' CBAM, written afresh from its published signature: what `fuse_` and `CBAM` are compared with.
+"""The authors' CBAM, written afresh from its published signature, to compare with.
 
-Class names, constructor arguments and state_dict keys are those of Jongchan/attention-module, ``MODELS/cbam.py``; the
-computation is eager PyTorch, operation by operation.
+Class names, constructor arguments and state_dict keys are those of Jongchan/attention-module,
+``MODELS/cbam.py``; the computation is eager PyTorch, operation by operation.
 """
 
 import torch
@@ -15,8 +15,19 @@ class Flatten(nn.Module):
 
 
 class BasicConv(nn.Module):
-    def __init__(self, in_planes, out_planes, kernel_size, stride=1, padding=0, dilation=1, groups=1,
-                 relu=True, bn=True, bias=False):  # fmt: skip
+    def __init__(
+        self,
+        in_planes,
+        out_planes,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups=1,
+        relu=True,
+        bn=True,
+        bias=False,
+    ):
         super().__init__()
         self.out_channels = out_planes
         self.conv = nn.Conv2d(
@@ -83,7 +94,9 @@ class SpatialGate(nn.Module):
 
 
 class CBAM(nn.Module):
-    def __init__(self, gate_channels, reduction_ratio=16, pool_types=("avg", "max"), no_spatial=False):
+    def __init__(
+        self, gate_channels, reduction_ratio=16, pool_types=("avg", "max"), no_spatial=False
+    ):
         super().__init__()
         self.ChannelGate = ChannelGate(gate_channels, reduction_ratio, pool_types)
         self.no_spatial = no_spatial

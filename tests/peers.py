@@ -74,8 +74,9 @@ class AverageSingleLayer(nn.Module):
 
     def arguments(self):
         return {
-            "mlp_weight1": None, "mlp_bias1": None, "mlp_weight2": self.layer.weight, "mlp_bias2": self.layer.bias,
-            "conv_weight": self.conv.weight, "conv_bias": self.conv.bias, "pool": "avg", "maps": "mean_max",
+            "mlp_weight1": None, "mlp_bias1": None,
+            "mlp_weight2": self.layer.weight, "mlp_bias2": self.layer.bias,
+            "conv_weight": self.conv.weight, "pool": "avg", "maps": "mean_max",
         }  # fmt: skip
 
 
@@ -108,7 +109,8 @@ class Convolutions(nn.Module):
 
 def norm_arguments(norm: nn.BatchNorm2d) -> dict:
     return {
-        "norm_weight": norm.weight, "norm_bias": norm.bias, "momentum": norm.momentum, "eps": norm.eps,
+        "norm_weight": norm.weight, "norm_bias": norm.bias,
+        "momentum": norm.momentum, "eps": norm.eps,
         "running_mean": norm.running_mean.clone(), "running_var": norm.running_var.clone(),
         "batch_statistics": norm.training,
     }  # fmt: skip
@@ -157,7 +159,7 @@ PEERS = (
 
 
 def randomise(module: nn.Module) -> nn.Module:
-    """Every parameter and running statistic at random, none at a value that could hide a mistake."""
+    """`module` in float64, every parameter and running statistic at random: no zeros, no ones."""
     torch.manual_seed(0)
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.is_floating_point():
@@ -165,4 +167,4 @@ def randomise(module: nn.Module) -> nn.Module:
     for norm in module.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             norm.running_var.square_().add_(0.5)
-    return module.to(DOUBLE)
+    return module.double()

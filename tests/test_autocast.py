@@ -20,17 +20,18 @@ def chosen(backend):
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize("name", ["plain", "frozen", "residual_relu", "residual_x", "no_spatial_relu", "single_layer"])
+@pytest.mark.parametrize(
+    "name", ["plain", "frozen", "residual_relu", "no_spatial_relu", "single_layer"]
+)
 def test_is_a_cast_of_x_and_nothing_else(dtype, name):
     gate = require_grad(BY_NAME[name].gate())
     with torch.autocast("cpu", dtype):
         y = call(cbam_fused.cbam, gate)
     y.backward(gate.grad.to(dtype))
 
-    low = gate.x.detach().to(dtype)
-    residual = low if gate.residual is gate.x else gate.residual
-    expected = replace(gate, x=low, residual=None if residual is None else residual.detach().to(dtype))
-    expected = require_grad(replace(expected, grad=gate.grad.to(dtype)))
+    residual = None if gate.residual is None else gate.residual.detach().to(dtype)
+    low = replace(gate, x=gate.x.detach().to(dtype), residual=residual, grad=gate.grad.to(dtype))
+    expected = require_grad(low)
     expected_y = call(cbam_fused.cbam, expected)
     expected_y.backward(expected.grad)
 
@@ -40,8 +41,7 @@ def test_is_a_cast_of_x_and_nothing_else(dtype, name):
         own = getattr(gate, field)
         if own is not None:
             assert own.grad.dtype == own.dtype == torch.float32, field
-            if field != "x" or gate.residual is not gate.x:
-                assert torch.equal(own.grad, getattr(expected, field).grad.float()), field
+            assert torch.equal(own.grad, getattr(expected, field).grad.float()), field
 
 
 def test_the_other_low_precision_is_cast_too():
@@ -75,7 +75,9 @@ def test_backward_inside_the_context_is_the_same():
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_compiles():
+def test_compiles(chosen):
+    if chosen.name == "reference":
+        pytest.skip("a compiler may reorder its operations")
     torch._dynamo.reset()
     gate = require_grad(BY_NAME["frozen"].gate())
 
@@ -86,4 +88,4 @@ def test_compiles():
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
     y = compiled(gate.x)
     assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y, function(gate.x))
+    assert torch.equal(y, function(gate.x))

@@ -1,4 +1,6 @@
-"""What torch.compile, torch.export and every caller rely on: schemas, fake results, strides, devices."""
+"""What torch.compile, torch.export and every caller rely on: schemas, fake results, strides,
+devices.
+"""
 
 from dataclasses import replace
 
@@ -13,8 +15,20 @@ from tests.arguments import RESULTS, arguments
 from tests.calls import call, require_grad
 from tests.cases import BY_NAME, LAYOUTS
 
-NAMES = ("residual_relu", "no_spatial", "all_pools", "light_even", "single_layer", "residual_x", "frozen", "n0", "hw1")
-IN_EVERY_LAYOUT = [(name, "nchw") for name in NAMES] + [("residual_relu", layout) for layout in LAYOUTS if layout != "nchw"]
+NAMES = (
+    "residual_relu",
+    "no_spatial",
+    "all_pools",
+    "light_even",
+    "single_layer",
+    "residual_x",
+    "frozen",
+    "n0",
+    "hw1",
+)
+IN_EVERY_LAYOUT = [(name, "nchw") for name in NAMES] + [
+    ("residual_relu", layout) for layout in LAYOUTS if layout != "nchw"
+]
 
 
 def test_the_library_is_loaded():
@@ -67,7 +81,11 @@ def test_operations_on_meta_tensors(operation):
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_gate_on_meta_tensors(layout):
     gate = BY_NAME["residual_relu"].gate(torch.float32, layout)
-    gate = require_grad(replace(gate, **{k: v.to("meta") for k, v in vars(gate).items() if isinstance(v, torch.Tensor)}))
+    gate = require_grad(
+        replace(
+            gate, **{k: v.to("meta") for k, v in vars(gate).items() if isinstance(v, torch.Tensor)}
+        )
+    )
     y = call(cbam_fused.cbam, gate)
     y.backward(gate.grad)
     assert described(y) == described(torch.empty_like(gate.x))
@@ -77,7 +95,9 @@ def test_gate_on_meta_tensors(layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["residual_relu", "frozen", "hw1", "c1"])
 def test_y_is_in_the_layout_of_x(backend, name, layout):
-    """NCHW for NCHW, channels_last for channels_last, NCHW for anything else; so is the gradient of x."""
+    """NCHW for NCHW, channels_last for channels_last, NCHW for anything else; so is the gradient of
+    x.
+    """
     gate = BY_NAME[name].gate(torch.float32, layout)
     dense = gate.x.is_contiguous() or gate.x.is_contiguous(memory_format=torch.channels_last)
     expected = torch.empty_like(gate.x if dense else gate.x.contiguous()).stride()

@@ -91,7 +91,8 @@ def test_digits_are_split():
     assert digits.test_labels.bincount().min() >= 34
 
 
-def test_both_trainings_start_alike_and_learn():
+def test_both_trainings_start_alike_and_learn(monkeypatch):
+    monkeypatch.setattr(demo_digits, "BATCH_SIZE", 16)
     digits = small_digits()
     steps = []
     runs = [
@@ -99,7 +100,7 @@ def test_both_trainings_start_alike_and_learn():
         for name in ("reference", None)
     ]
     reference, fused = (run.losses for run in runs)
-    assert len(reference) == len(fused) == len(steps) / 2 == 20
+    assert len(reference) == len(fused) == len(steps) / 2 == 80
     assert fused[0] == pytest.approx(reference[0])
     assert fused[-1] < 0.7 * fused[0]
     assert not demo.outside_rule(*demo_digits.logits_of_both(runs[1].model, digits))
@@ -112,13 +113,15 @@ def test_digits_attention_has_a_map_per_gate():
     assert all(((values > 0) & (values < 1)).all() for values in maps.values())
 
 
-def test_pictures_are_written(tmp_path):
+@pytest.mark.parametrize("outline", [False, True])
+def test_pictures_are_written(tmp_path, outline):
     images = [np.full((8, 8), 0.5), np.random.default_rng(0).random((8, 8, 3))]
     rows = [demo_figures.AttentionRow("gate", np.linspace(0, 1, 32).reshape(2, 4, 4))]
     path = tmp_path / "new" / "maps.png"
-    maps = demo_figures.attention_maps(path, images, ["a", "b"], rows, "title", "caption")
-    losses = ([1.0, 0.5, 0.3], [1.0, 0.4, 0.2])
-    curves = demo_figures.loss_curves(tmp_path / "curves.png", *losses, 1, "title")
+    maps = demo_figures.attention_maps(path, images, ["a", "b"], rows, "title", "", outline=outline)
+    losses = {"reference": [1.0, 0.5, 0.3], "fused": [1.0, 0.4, 0.2]}
+    exact = [1.0, 0.6, 0.4]
+    curves = demo_figures.loss_curves(tmp_path / "curves.png", losses, exact, 1, "title")
     for path in (maps, curves):
         with Image.open(path) as picture:
             assert picture.width > 300

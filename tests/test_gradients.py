@@ -1,4 +1,6 @@
-"""The differentiable gate: whole backward passes under the tolerance rule, gradcheck, and what autograd is promised."""
+"""The differentiable gate: whole backward passes under the tolerance rule, gradcheck, and what
+autograd is promised.
+"""
 
 from dataclasses import replace
 
@@ -11,7 +13,10 @@ from cbam_fused.testing import attend, check_close, check_gate, layer_grad, run_
 from tests.calls import DIFFERENTIABLE, call, differentiate, require_grad
 from tests.cases import BY_NAME, CASES, RUNS, run_id
 
-@pytest.mark.parametrize("run", [r for r in RUNS if r[2] in ("nchw", "mixed", "sliced")], ids=run_id)
+
+@pytest.mark.parametrize(
+    "run", [r for r in RUNS if r[2] in ("nchw", "mixed", "sliced")], ids=run_id
+)
 def test_whole_gate_is_within_rounding(fused, run):
     case, dtype, layout = run
     check_gate(fused, *case.gates(dtype, layout))
@@ -38,13 +43,20 @@ def test_autograd_runs_the_operations(backend, run):
         expected["x"] = expected["residual"] = results["x grad"] + results["residual grad"]
     for name, gradient in actual.items():
         torch.testing.assert_close(
-            gradient, expected[name], rtol=0, atol=0, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+            gradient,
+            expected[name],
+            rtol=0,
+            atol=0,
+            equal_nan=True,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradients_are_those_of_autograd_on_the_reference(fused, case):
-    """No operation of the reference's backward is involved: only its forward pass and PyTorch's autograd."""
+    """No operation of the reference's backward is involved: only its forward pass and PyTorch's
+    autograd.
+    """
     runs = []
     for gate in case.gates(torch.float32, "nchw"):
         exact = gate.to(torch.float64)
@@ -66,8 +78,10 @@ def test_gradients_are_those_of_autograd_on_the_reference(fused, case):
 
 
 GRADCHECK = (
-    "plain", "frozen", "no_norm", "no_affine", "no_bias", "conv_bias", "no_spatial", "no_spatial_relu", "k1", "k3",
-    "avg", "max", "lp", "lse", "all_pools", "single_layer", "light", "residual", "residual_relu", "residual_relu6",
+    "plain", "frozen", "no_norm", "no_affine", "no_bias", "conv_bias", "no_spatial",
+    "no_spatial_relu", "k1", "k3",
+    "avg", "max", "lp", "lse", "all_pools", "single_layer", "light", "residual", "residual_relu",
+    "residual_relu6",
     "residual_x", "relu_alone",
 )  # fmt: skip
 
@@ -94,7 +108,8 @@ def test_gradcheck(backend, name, ties):
 
 
 @pytest.mark.parametrize(
-    "names", [("x",), ("residual",), DIFFERENTIABLE[1:-1], ("mlp_weight2", "conv_weight"), ("norm_bias",)]
+    "names",
+    [("x",), ("residual",), DIFFERENTIABLE[1:-1], ("mlp_weight2", "conv_weight"), ("norm_bias",)],
 )
 def test_gradients_do_not_depend_on_which_are_asked_for(backend, names):
     gate = BY_NAME["residual_relu"].gate()
@@ -130,9 +145,11 @@ def first_derivative(backend, name):
 
 @pytest.mark.parametrize("name", ["plain", "frozen", "residual_relu"])
 @pytest.mark.parametrize("which", [0, 1, 2])
-@pytest.mark.parametrize("towards", ["x", "mlp_weight1", "mlp_weight2", "conv_weight", "norm_weight", "grad"])
+@pytest.mark.parametrize(
+    "towards", ["x", "mlp_weight1", "mlp_weight2", "conv_weight", "norm_weight", "grad"]
+)
 def test_second_derivative_is_an_error(backend, name, which, towards):
-    """A gradient penalty must not be silently wrong, whatever is differentiated and towards what."""
+    """A gradient penalty must not be silently wrong, whatever is differentiated."""
     gate, grad, gradients = first_derivative(backend, name)
     target = grad if towards == "grad" else getattr(gate, towards)
     with pytest.raises(RuntimeError, match=SECOND_DERIVATIVE):
@@ -155,14 +172,19 @@ def test_no_grad_and_inference_mode(backend):
         with torch.inference_mode():
             inference = call(cbam_fused.cbam, gate)
             training = call(cbam_fused.cbam, BY_NAME["plain"].gate())
-    assert expected.requires_grad and not plain.requires_grad and not inference.requires_grad
-    assert inference.is_inference() and training.is_inference()
+    assert expected.requires_grad
+    assert not plain.requires_grad
+    assert not inference.requires_grad
+    assert inference.is_inference()
+    assert training.is_inference()
     for y in (plain, inference):
         torch.testing.assert_close(y, expected)
 
 
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
-@pytest.mark.parametrize(("name", "count"), [("plain", 1), ("residual", 1), ("residual_relu", 2), ("relu_ties_even", 1)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("plain", 1), ("residual", 1), ("residual_relu", 2), ("relu_ties_even", 1)]
+)
 def test_saved_for_backward(backend, name, count, layout):
     """One tensor as large as x, x itself; y too where an activation follows. The rest is maps."""
     case = replace(BY_NAME[name], shape=(2, 32, 9, 10))

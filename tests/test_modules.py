@@ -1,4 +1,4 @@
-"""`cbam_fused.CBAM`: a drop-in for the authors' module, in names, checkpoints, initial values, results and gradients."""
+"""`cbam_fused.CBAM`: a drop-in for the authors' module, from its names to its gradients."""
 
 import copy
 import pickle
@@ -134,7 +134,7 @@ def test_residual_and_activation():
 
 
 def by_its_layers(module, x, **epilogue):
-    """A call during which a hook on an inner module makes `module` run its layers; and how often the hook ran."""
+    """A call made with a hook on an inner module, and how often the hook ran."""
     calls = []
     handle = module.ChannelGate.mlp[1].register_forward_hook(lambda *_: calls.append(1))
     try:
@@ -188,7 +188,8 @@ def test_copies_have_parameters_of_their_own(rebuild):
     assert torch.equal(made(x), y)
     with torch.no_grad():
         made.ChannelGate.mlp[3].bias.add_(1)
-    assert torch.equal(module(x), y) and not torch.equal(made(x), y)
+    assert torch.equal(module(x), y)
+    assert not torch.equal(made(x), y)
 
 
 def test_functional_call_uses_the_given_parameters():
@@ -219,10 +220,16 @@ _POOLS = "a list of different ones of avg, max, lp, lse"
         ({"gate_channels": 0}, "CBAM: gate_channels must be an integer of at least 1; got 0"),
         ({"gate_channels": 2.5}, "CBAM: gate_channels must be an integer of at least 1; got 2.5"),
         ({"reduction_ratio": 0}, "CBAM: reduction_ratio must be an integer of at least 1; got 0"),
-        ({"reduction_ratio": 128}, "CBAM: reduction_ratio must be at most gate_channels, 64; got 128"),
+        (
+            {"reduction_ratio": 128},
+            "CBAM: reduction_ratio must be at most gate_channels, 64; got 128",
+        ),
         ({"kernel_size": 4}, "CBAM: kernel_size must be odd; got 4"),
         ({"kernel_size": -1}, "CBAM: kernel_size must be an integer of at least 1; got -1"),
-        ({"pool_types": ["avg", "median"]}, f"CBAM: pool_types must be {_POOLS}; got ['avg', 'median']"),
+        (
+            {"pool_types": ["avg", "median"]},
+            f"CBAM: pool_types must be {_POOLS}; got ['avg', 'median']",
+        ),
         ({"pool_types": ["avg", "avg"]}, f"CBAM: pool_types must be {_POOLS}; got ['avg', 'avg']"),
         ({"pool_types": []}, f"CBAM: pool_types must be {_POOLS}; got []"),
         ({"pool_types": "avg"}, f"CBAM: pool_types must be {_POOLS}; got 'avg'"),

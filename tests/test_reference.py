@@ -1,4 +1,4 @@
-"""The specification of CBAM against what others compute, and the operations against its autograd."""
+"""The specification of CBAM against what others compute; the operations against its autograd."""
 
 import math
 from collections.abc import Callable
@@ -102,15 +102,8 @@ def by_operations(gate: Gate) -> dict[str, Tensor]:
         norm_sums / count if gate.batch_statistics else None,
         gate.mlp_weight1, gate.mlp_weight2, gate.conv_weight, *norm, *gate_options,
     )  # fmt: skip
-    names = (
-        "x",
-        "mlp_weight1",
-        "mlp_bias1",
-        "mlp_weight2",
-        "mlp_bias2",
-        "conv_weight",
-        "conv_bias",
-    )
+    mlp = ("mlp_weight1", "mlp_bias1", "mlp_weight2", "mlp_bias2")
+    names = ("x", *mlp, "conv_weight", "conv_bias")
     results = {"y": y, **dict(zip(names, gradients, strict=True)), "residual": grad}
     if mean is not None:
         results |= {"norm_bias": norm_sums[0:1], "norm_weight": norm_sums[1:2]}
@@ -121,6 +114,17 @@ def by_operations(gate: Gate) -> dict[str, Tensor]:
 def test_operations_are_the_autograd_of_cbam(case):
     gate = case.gate(DOUBLE)
     check_equal(by_operations(gate), by_autograd(gate), elements(*leaves(gate).values()))
+
+
+@pytest.mark.parametrize(
+    "name", ["frozen", "no_norm", "no_spatial", "light_even", "residual_relu6"]
+)
+def test_inference_is_the_forward_of_cbam(name):
+    gate = BY_NAME[name].gate(DOUBLE)
+    norm = (gate.norm_weight, gate.norm_bias, gate.running_mean, gate.running_var, gate.eps)
+    options = (gate.residual, gate.pool, gate.maps, gate.activation)
+    y = reference.cbam_inference(gate.x, *gate.mlp, *gate.conv, *norm, *options)
+    assert torch.equal(y, by_autograd(gate)["y"])
 
 
 SMOOTH = ("plain", "all_pools", "light", "single_layer", "residual_relu6", "no_spatial", "c2")
@@ -210,21 +214,21 @@ def test_autocast_changes_nothing(name):
             assert torch.equal(value, operations[result]), result
 
 
-@pytest.mark.parametrize("layout", ["channels_last", "sliced", "permuted", "expanded"])
-def test_strides_change_nothing_but_the_strides_of_the_result(layout):
-    gate = BY_NAME["residual_relu"].gate(DOUBLE, layout)
-    compact = replace(
-        gate,
-        x=gate.x.contiguous(),
-        residual=gate.residual.contiguous(),
-        grad=gate.grad.contiguous(),
-    )
+@pytest.mark.parametrize("layout", ["channels_last", "mixed", "sliced", "permuted", "expanded"])
+@pytest.mark.parametrize("name", ["residual_relu", "no_spatial"])
+def test_strides_change_nothing_but_the_strides_of_the_result(name, layout):
+    gate = BY_NAME[name].gate(DOUBLE, layout)
+    tensors = {n: getattr(gate, n) for n in ("x", "residual", "grad")}
+    compact = {n: t.contiguous() for n, t in tensors.items() if t is not None}
     actual = by_operations(gate)
-    check_equal(actual, by_operations(compact), elements(*leaves(gate).values()))
+    expected = by_operations(replace(gate, **compact))
+    check_equal(actual, expected, elements(*leaves(gate).values()))
     last = gate.x.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if last else torch.contiguous_format
-    for name in ("y", "x", "residual"):
-        assert actual[name].is_contiguous(memory_format=memory_format), name
+    for result in ("y", "x"):
+        assert actual[result].is_contiguous(memory_format=memory_format), result
+    if gate.activation != "none":
+        assert actual["residual"].is_contiguous(memory_format=memory_format)
 
 
 def test_an_empty_batch_has_zero_gradients_and_no_statistics():

@@ -5,7 +5,9 @@ from torch import Tensor
 
 
 def maxima(values: Tensor, dim: int, ties: str) -> Tensor:
-    """int32: the index of the first maximum along `dim` (a NaN is one), or how many there are (none if it is NaN)."""
+    """int32: the index of the first maximum along `dim` (a NaN is one), or how many there are (none
+    if it is NaN).
+    """
     peak = values.amax(dim, keepdim=True)
     if ties == "even":
         return (values == peak).sum(dim).int()

@@ -1,4 +1,4 @@
-"""`fuse_` and `unfuse_`: find the gates of a model, swap those that are proven equal, report on all."""
+"""`fuse_` and `unfuse_`: find the gates of a model, swap those proven equal, report on all."""
 
 import inspect
 import re
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from torch import nn
 
 from cbam_fused.fuse import report
-from cbam_fused.fuse.adapters import ADAPTERS, Adapter, NotFusable
+from cbam_fused.fuse.adapters import ADAPTERS, Adapter, NotFusableError
 from cbam_fused.fuse.adapters.layers import expect_parameters
 from cbam_fused.fuse.report import FuseReport, GateReport
 from cbam_fused.fuse.swap import Fusion, fused_class, fusion_of
@@ -27,22 +27,26 @@ def fuse_(
 ) -> FuseReport:
     """Makes the CBAM gates of `model` fused ones, in place.
 
-    Known are timm's CbamModule and LightCbamModule, and the authors' CBAM (Jongchan/attention-module) wherever it was
-    pasted. A gate keeps its parameters, buffers, hooks, names, state_dict and repr, and `isinstance` still holds: only
-    its class becomes a subclass whose forward is `cbam_fused.cbam`. While an inner module has a hook, is parametrised
-    or was replaced, or its batch norm is synchronised over processes, the gate runs its inner modules as before.
+    Known are timm's CbamModule and LightCbamModule, and the authors' CBAM
+    (Jongchan/attention-module) wherever it was pasted. A gate keeps its parameters, buffers,
+    hooks, names, state_dict and repr, and `isinstance` still holds: only its class becomes a
+    subclass whose forward is `cbam_fused.cbam`. While an inner module has a hook, is parametrised
+    or was replaced, or its batch norm is synchronised over processes, the gate runs its inner
+    modules as before.
 
     Args:
         model: any module; it may itself be a gate.
-        filter_fn: ``filter_fn(module, name) -> bool``, asked for each gate (for each of its names until one is
-            accepted, if it is shared); only accepted ones are fused. Default: all.
+        filter_fn: ``filter_fn(module, name) -> bool``, asked for each gate (for each of its names
+            until one is accepted, if it is shared); only accepted ones are fused. Default: all.
         strict: raise if a gate cannot be fused, or if there is none.
-        verify: compare every gate with its own forward before it is swapped: forward and backward, in training and
-            eval mode, on a small random input. A gate that differs by more than rounding is skipped. On the meta
-            device there is nothing to compare: gates are fused without, and the report says so.
+        verify: compare every gate with its own forward before it is swapped: forward and backward,
+            in training and eval mode, on a small random input. A gate that differs by more than
+            rounding is skipped. On the meta device there is nothing to compare: gates are fused
+            without, and the report says so.
 
     Returns:
-        A report: what was fused, what was skipped and why. It can be printed, also with rich, and has ``to_dict()``.
+        A report: what was fused, what was skipped and why. It can be printed, also with rich, and
+            has ``to_dict()``.
 
     Raises:
         TypeError: model is not a module.
@@ -67,7 +71,7 @@ def fuse_(
 
 
 def unfuse_(model: nn.Module) -> list[str]:
-    """Gives every gate that `fuse_` fused its own class back, in place; the model is then exactly as before.
+    """Gives every gate that `fuse_` fused its own class back; the model is then exactly as before.
 
     Returns:
         The names of the gates restored; empty if there were none.
@@ -83,7 +87,7 @@ def unfuse_(model: nn.Module) -> list[str]:
 
 
 def _gates(model: nn.Module) -> Iterator[tuple[nn.Module, list[str], Adapter | None]]:
-    """Every module that is a gate or is named like one, with all its names and the adapter that claims it."""
+    """Every module that is, or is called, a gate; all its names; the adapter that claims it."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
@@ -139,7 +143,7 @@ def _examine(
         else:
             worst = compare(module, fusion)
             row |= {"compared": worst.compared, "error": worst.error, "bound": worst.bound}
-    except NotFusable as obstacle:
+    except NotFusableError as obstacle:
         return GateReport(status=report.SKIPPED, **row | {"reason": str(obstacle)}), None
     if obstacle := collect(module, fusion.plan).reason:
         row["reason"] = f"runs its inner modules as long as {obstacle}"
@@ -147,19 +151,19 @@ def _examine(
 
 
 def _fusion(module: nn.Module, adapter: Adapter) -> Fusion:
-    """How `module` would be fused. Raises NotFusable if it cannot be."""
+    """How `module` would be fused. Raises NotFusableError if it cannot be."""
     base = type(module)
     if "forward" in module.__dict__:
-        raise NotFusable("it has a forward of its own, set on the instance")
+        raise NotFusableError("it has a forward of its own, set on the instance")
     if tuple(inspect.signature(base.forward).parameters) != ("self", "x"):
-        raise NotFusable(f"its forward takes {inspect.signature(base.forward)}, not (self, x)")
+        raise NotFusableError(f"its forward takes {inspect.signature(base.forward)}, not (self, x)")
     spec = adapter.describe(module)
     expect_parameters(module)
     return Fusion(base, adapter.name, make_plan(module, spec))
 
 
 def _options(module: nn.Module, plan: Plan) -> dict[str, str | int]:
-    """What a reader of the report wants to know of a gate; the sizes only while its layers are plain."""
+    """What the report says of a gate; its sizes only while its layers are plain."""
     options: dict[str, str | int] = {"pool": plan.pool}
     if plan.conv is not None:
         options["maps"] = plan.maps
@@ -175,7 +179,9 @@ def _options(module: nn.Module, plan: Plan) -> dict[str, str | int]:
 
 def _raise_if_incomplete(result: FuseReport) -> None:
     if result.skipped:
-        raise RuntimeError(f"fuse_: strict, and gates cannot be fused; nothing was changed\n{result}")
+        raise RuntimeError(
+            f"fuse_: strict, and gates cannot be fused; nothing was changed\n{result}"
+        )
     if not result.fused and not result.with_status(report.ALREADY_FUSED):
         raise RuntimeError(f"fuse_: strict, and there is no gate to fuse\n{result}")
 

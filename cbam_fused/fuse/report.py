@@ -1,4 +1,4 @@
-"""What `fuse_` did: one row per gate, printable, a rich table where rich prints it, and a dict for programs."""
+"""What `fuse_` did, one row per gate: as text, as a table for rich, as a dict for programs."""
 
 from dataclasses import asdict, dataclass, field
 
@@ -74,7 +74,7 @@ class FuseReport:
         return "fuse_: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n)
 
     def to_dict(self) -> dict:
-        """``{"summary": ..., "gates": [{"paths": [...], "class_name": ..., ...}, ...]}``, fit for JSON."""
+        """``{"summary": str, "gates": [{"paths": [...], ...}, ...]}``, fit for JSON."""
         gates = [{**asdict(gate), "paths": list(gate.paths)} for gate in self.gates]
         return {"summary": self.summary, "gates": gates}
 

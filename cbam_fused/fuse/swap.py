@@ -1,7 +1,8 @@
 """The swap itself: a module's class becomes a subclass of it whose forward is the fused gate.
 
-Nothing of the instance is touched: parameters, buffers, hooks, names, state_dict and repr stay, `isinstance` holds, and
-giving the class back restores the module exactly. Copies and pickles are rebuilt from the original class.
+Nothing of the instance is touched: parameters, buffers, hooks, names, state_dict and repr stay,
+`isinstance` holds, and giving the class back restores the module exactly. Copies and pickles are
+rebuilt from the original class.
 """
 
 import functools
@@ -13,7 +14,7 @@ from cbam_fused.plan import Plan, call_fused
 
 
 class Fusion(NamedTuple):
-    """What a fused class knows: the class it replaces, the adapter that recognised it, and where everything is."""
+    """What a fused class knows: the class it replaces, the adapter's name, where everything is."""
 
     base: type[nn.Module]
     adapter: str

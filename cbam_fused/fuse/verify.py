@@ -1,22 +1,25 @@
 """The proof that a fused gate computes what the module's own forward computes.
 
-Both run, forward and backward, in training and in eval mode, on replicas of the module: with its own parameters (NCHW),
-and with parameters drawn afresh (channels_last), since zeros, in which many networks start, hide differences. The
-module itself, its running statistics, gradients and hooks, and the random number generators are not touched.
+Both run, forward and backward, in training and in eval mode, on replicas of the module: with its
+own parameters (NCHW), and with parameters drawn afresh (channels_last), since zeros, in which many
+networks start, hide differences. The module itself, its running statistics, gradients and hooks,
+and the random number generators are not touched.
 
-The bound has no constant to choose. Against the module's own forward in float64, the largest error of the fused gate
-may not exceed twice that of the module's own forward in its own dtype, plus two units in the last place of the result.
-(In float64 itself there is nothing wider to compare with: there the error of the own forward is that of float32, scaled
-by the ratio of the machine epsilons, and the result compared with counts as one more such error.)
+The bound has no constant to choose. Against the module's own forward in float64, the largest error
+of the fused gate may not exceed twice that of the module's own forward in its own dtype, plus two
+units in the last place of the result. (In float64 itself there is nothing wider to compare with:
+there the error of the own forward is that of float32, scaled by the ratio of the machine epsilons,
+and the result compared with counts as one more such error.)
 
-The input leaves rounding no decision to take. In each pixel at most one channel is positive, so the maximum over the
-channels of x * Mc is the same whatever the gate (Mc >= 0), in any precision; the maximum over pixels is one of x
-itself, which is exact. In the first sample two pixels are zero in all channels: exact ties, in every plane without a
-positive value and in both pixels, so that a gate which shares a maximum's gradient by another rule is found out.
+The input leaves rounding no decision to take. In each pixel at most one channel is positive, so
+the maximum over the channels of x * Mc is the same whatever the gate (Mc >= 0), in any precision;
+the maximum over pixels is one of x itself, which is exact. In the first sample two pixels are zero
+in all channels: exact ties, in every plane without a positive value and in both pixels, so that a
+gate which shares a maximum's gradient by another rule is found out.
 
-One number's error says little: two sums of the same accuracy may be 1 and 5 units off. A comparison that misses its
-bound is therefore repeated on other draws, and fails if it misses all of them: what is rounding comes and goes with the
-draw, another meaning stays.
+One number's error says little: two sums of the same accuracy may be 1 and 5 units off. A
+comparison that misses its bound is therefore repeated on other draws, and fails if it misses all
+of them: what is rounding comes and goes with the draw, another meaning stays.
 """
 
 import math
@@ -26,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cbam_fused.fuse.adapters import NotFusable
+from cbam_fused.fuse.adapters import NotFusableError
 from cbam_fused.fuse.swap import Fusion
 from cbam_fused.plan import call_fused, collect
 from cbam_fused.testing import ulp
@@ -50,7 +53,9 @@ class Verification:
     @property
     def share(self) -> float:
         """The error as a share of its bound."""
-        return self.error / self.bound if self.error else 0.0
+        if self.error == 0:
+            return 0.0
+        return self.error / self.bound if self.bound else math.inf
 
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
@@ -65,7 +70,7 @@ def verify(module: nn.Module, fusion: Fusion) -> Verification:
         The comparison that came closest to its bound; all passed.
 
     Raises:
-        NotFusable: a comparison failed, or could not be made; the message says which.
+        NotFusableError: a comparison failed, or could not be made; the message says which.
     """
     device = next(module.parameters()).device
     with (
@@ -82,7 +87,7 @@ def verify(module: nn.Module, fusion: Fusion) -> Verification:
             if not failed:
                 return max(passed.values(), key=lambda result: result.share)
     worst = max(failed.values(), key=lambda result: result.share)
-    raise NotFusable(
+    raise NotFusableError(
         f"its own forward computes something else: {worst.compared} differs by {worst.error:.3g}, "
         f"where rounding explains {worst.bound:.3g}"
     )
@@ -91,7 +96,7 @@ def verify(module: nn.Module, fusion: Fusion) -> Verification:
 def _compare(
     module: nn.Module, fusion: Fusion, draw: int, wanted: set[str]
 ) -> Iterator[Verification]:
-    """The comparisons of one draw; only the runs that hold one of `wanted`, if that is not empty."""
+    """The comparisons of one draw; only of the runs that hold one of `wanted`, if there are any."""
     generator = torch.Generator().manual_seed(draw)
     for parameters, layout in (
         ("own parameters", torch.contiguous_format),
@@ -119,7 +124,9 @@ def _compare_run(source, fusion: Fusion, x: Tensor, grad: Tensor, training: bool
     fused = _run("the fused gate", source, _fused_forward(fusion), x, grad, training, x.dtype)
     if fused.keys() != eager.keys():
         names = sorted(fused.keys() ^ eager.keys())
-        raise NotFusable(f"only one of its own forward and the fused gate has: {', '.join(names)}")
+        raise NotFusableError(
+            f"only one of its own forward and the fused gate has: {', '.join(names)}"
+        )
     for name, actual in fused.items():
         bound = 0.0
         if actual.is_floating_point():
@@ -136,7 +143,7 @@ def _largest(values: Tensor) -> float:
 
 
 def _largest_error(actual: Tensor, expected: Tensor) -> float:
-    """The largest difference; values that are not finite in the same way in both do not differ, others do infinitely."""
+    """The largest difference: infinite where only one is finite, 0 between equal infinities."""
     actual, expected = actual.double(), expected.double()
     difference = (actual - expected).abs()
     largest = difference.max().item() if difference.numel() else 0.0
@@ -150,7 +157,7 @@ def _fused_forward(fusion: Fusion) -> Forward:
     def forward(module: nn.Module, x: Tensor) -> Tensor:
         y = call_fused(module, fusion.plan, x)
         if y is None:
-            raise NotFusable(collect(module, fusion.plan).reason)
+            raise NotFusableError(collect(module, fusion.plan).reason)
         return y
 
     return forward
@@ -165,19 +172,22 @@ def _run(
     training: bool,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Forward and backward of a replica, computed in `dtype`: output, gradients, and the buffers afterwards."""
+    """Forward and backward of a replica in `dtype`: output, gradients, and buffers afterwards."""
     module = replica(source, None if dtype == x.dtype else dtype).train(training)
     leaf = x.to(dtype, copy=True).requires_grad_()
+    random = _random_state(x.device)
     try:
         y = forward(module, leaf)
         if not isinstance(y, Tensor) or y.shape != x.shape:
             got = list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
-            raise NotFusable(f"{label} returns {got} for an input of {list(x.shape)}")
+            raise NotFusableError(f"{label} returns {got} for an input of {list(x.shape)}")
         y.backward(grad.to(y.dtype))
-    except NotFusable:
+    except NotFusableError:
         raise
     except Exception as error:
-        raise NotFusable(f"{label} failed: {type(error).__name__}: {error}") from error
+        raise NotFusableError(f"{label} failed: {type(error).__name__}: {error}") from error
+    if not torch.equal(random, _random_state(x.device)):
+        raise NotFusableError(f"{label} draws random numbers")
     results = {"the output": y.detach(), "the gradient of x": leaf.grad}
     for name, parameter in module.named_parameters():
         results[f"the gradient of {name}"] = parameter.grad
@@ -186,10 +196,18 @@ def _run(
     return {name: result for name, result in results.items() if result is not None}
 
 
-def replica(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A copy of `module` with copies of its tensors (floating ones in `dtype`, if given) and none of its hooks.
+def _random_state(device: torch.device) -> Tensor:
+    """The state of the generator that an operation on `device` draws from."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.random.get_rng_state()
 
-    Every parameter of the copy is to be trained. Other attributes are shared, containers among them are copied.
+
+def replica(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """A copy of `module` with tensors of its own (floating ones in `dtype`, if given) and no hooks.
+
+    Every parameter of the copy is to be trained. Other attributes are shared, containers among
+    them are copied.
     """
     copies: dict[int, nn.Module] = {}
 
@@ -244,7 +262,7 @@ def _input(module: nn.Module, fusion: Fusion, generator: torch.Generator, layout
     """x and the gradient of y ``[2, C, 5, 6]`` for a replica, in its dtype, on its device."""
     arguments, _, reason = collect(module, fusion.plan)
     if arguments is None:
-        raise NotFusable(reason)
+        raise NotFusableError(reason)
     weight = arguments["mlp_weight2"]
     shape = (_SAMPLES, weight.shape[0], _HEIGHT, _WIDTH)
     magnitude = 0.25 + 1.75 * torch.rand(shape, generator=generator, dtype=torch.float64)

@@ -28,11 +28,12 @@ struct Attend {
   int64_t kernel_size;  // 0: no spatial gate
 
   // Samples that share a reading of the MLP's weights: as many as fit half of a core's cache, so that they are still
-  // there for the next pass.
+  // there for the next pass, or, where the weights are larger, as many as outweigh them.
   int64_t group() const {
     constexpr int64_t kCacheBytes = 1 << 20, kMost = 16;
-    const int64_t bytes = std::max<int64_t>(1, shape.sample() * int64_t(sizeof(T)));
-    return std::clamp<int64_t>(kCacheBytes / bytes, 1, kMost);
+    const int64_t weights = 2 * std::max<int64_t>(mlp.reduced(), 1) * shape.c * int64_t(sizeof(W));
+    const int64_t sample = std::max<int64_t>(1, shape.sample() * int64_t(sizeof(T)));
+    return std::clamp<int64_t>(std::max(kCacheBytes, 2 * weights) / sample, 1, kMost);
   }
 
   // Samples [begin, end), then finish(n, logits) for each of them.

@@ -69,7 +69,7 @@ struct BackwardInput {
                      A* weight_grad) {
     const int64_t pixels = s.pixels(), at = n * pixels;
     kernels<A>().gate(logits + at, pixels, norm.scale, norm.shift, &spatial_gate[at]);
-    double bias_grad = 0;
+    Wide<A> bias_grad = 0;
     for (int64_t i = 0; i < pixels; ++i) {
       A g = norm_grad[at + i];
       if (!norm_grad_means.empty()) {
@@ -121,12 +121,13 @@ struct BackwardInput {
   }
 
   // The part of t2 that reaches the channels whose index was saved.
-  void scatter_max(int64_t n, A* sums) const {
+  void scatter_max(int64_t n, Wide<A>* sums) const {
     const int64_t at = n * s.pixels();
     const T* source = x + n * s.sample();
     for (int64_t i = 0; i < s.pixels(); ++i) {
       const int64_t c = channel_ties[at + i];
-      sums[c] += to_compute(source[s.channels_last ? i * s.c + c : c * s.pixels() + i]) * pixel_max_grad[at + i];
+      const int64_t element = s.channels_last ? i * s.c + c : c * s.pixels() + i;
+      sums[c] += Wide<A>(to_compute(source[element])) * pixel_max_grad[at + i];
     }
   }
 
@@ -141,14 +142,16 @@ struct BackwardInput {
         transposed.emplace(s, 1, kernel_size);
       }
       const auto z_grad = scratch<A>(pixels), map_grad = scratch<A>(pixels), sums = scratch<A>(s.c);
+      const auto totals = scratch<Wide<A>>(s.c);
       for (int64_t n = begin; n < end; ++n) {
-        std::fill_n(sums.get(), s.c, A(0));
+        std::copy_n(channel_sums + n * s.c, s.c, totals.get());
         if (logits) {
           A* grads = &per_sample[n * (taps() + 1)];
           grads[taps()] = spatial_backward(n, *forward, *transposed, z_grad.get(), map_grad.get(), grads);
           blocks(spread, s.c, pixels,
                  [&](int64_t from, int64_t to) { channel_sums_of_maps(n, from, to, sums.get()); });
-          if (ties == Ties::kFirst) scatter_max(n, sums.get());
+          for (int64_t c = 0; c < s.c; ++c) totals[c] += sums[c];
+          if (ties == Ties::kFirst) scatter_max(n, totals.get());
         } else {
           std::fill_n(&spatial_gate[n * pixels], pixels, A(1));
           std::fill_n(&pixel_offset[n * pixels], pixels, A(0));
@@ -156,14 +159,17 @@ struct BackwardInput {
         }
         for (int64_t c = 0; c < s.c; ++c) {
           const A gate = channel_gate[n * s.c + c];
-          channel_logits_grad[n * s.c + c] = (channel_sums[n * s.c + c] + sums[c]) * gate * (A(1) - gate);
+          channel_logits_grad[n * s.c + c] = A(totals[c] * gate * (A(1) - gate));
         }
       }
     });
-    std::vector<A> total(taps() + 1);
-    for (int64_t n = 0; n < s.n; ++n)
-      for (int64_t i = 0; i <= taps(); ++i) total[i] += per_sample[n * (taps() + 1) + i];
-    return total;
+    std::vector<A> grads(taps() + 1);
+    for (int64_t i = 0; i <= taps(); ++i) {
+      Wide<A> total = 0;
+      for (int64_t n = 0; n < s.n; ++n) total += per_sample[n * (taps() + 1) + i];
+      grads[i] = A(total);
+    }
+    return grads;
   }
 
   // ---- Step 2 -------------------------------------------------------------------------------------------------------

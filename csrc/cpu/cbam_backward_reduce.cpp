@@ -18,8 +18,10 @@ struct Reduce {
   const A* channel_gate;  // [N, C]
   Activation<A> activation;
 
-  // Sample n: row and column sums of its matrix. `partial` has room for one leaf, or for all with `spread`.
-  void run(int64_t n, const A* spatial_gate, bool spread, A* partial, A* channel_sums, A* pixel_sums) const {
+  // Sample n: row and column sums of its matrix. `partial` has room for one leaf, or for all with `spread`; `totals` for
+  // the columns.
+  void run(int64_t n, const A* spatial_gate, bool spread, A* partial, double* totals, A* channel_sums,
+           A* pixel_sums) const {
     const int64_t offset = n * s.sample(), columns = s.columns();
     const A* gate = channel_gate + n * s.c;
     const A* row_weight = s.channels_last ? spatial_gate : gate;
@@ -34,21 +36,22 @@ struct Reduce {
                                    row_sums, out);
     };
     const auto add = [&](int64_t index, const A* sums, int64_t begin, int64_t end) {
-      for (int64_t j = begin; j < end; ++j) column_sums[j] = index == 0 ? sums[j] : column_sums[j] + sums[j];
+      for (int64_t j = begin; j < end; ++j) totals[j] = index == 0 ? double(sums[j]) : totals[j] + sums[j];
     };
-    if (!spread) {
+    if (spread) {
+      parallel(leaves, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) leaf(i, partial + i * columns);
+      });
+      parallel_blocks(columns, leaves, [&](int64_t begin, int64_t end) {
+        for (int64_t i = 0; i < leaves; ++i) add(i, partial + i * columns, begin, end);
+      });
+    } else {
       for (int64_t i = 0; i < leaves; ++i) {
         leaf(i, partial);
         add(i, partial, 0, columns);
       }
-      return;
     }
-    parallel(leaves, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) leaf(i, partial + i * columns);
-    });
-    parallel_blocks(columns, leaves, [&](int64_t begin, int64_t end) {
-      for (int64_t i = 0; i < leaves; ++i) add(i, partial + i * columns, begin, end);
-    });
+    std::copy_n(totals, columns, column_sums);
   }
 };
 
@@ -76,25 +79,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_backward_reduce(Tensor grad_in, 
     Tensor channel_sums = new_compute<A>({s.n, s.c});
     Tensor norm_grad = new_compute<A>(z ? std::vector<int64_t>{s.n, s.h, s.w} : std::vector<int64_t>{0});
     Tensor norm_sums = new_compute<A>({norm.present ? 2 : 0});
-    std::vector<double> sums(2 * s.n);  // per sample: of norm_grad, and of norm_grad * normalised logits
+    std::vector<Wide<A>> sums(2 * s.n);  // per sample: of norm_grad, and of norm_grad * normalised logits
 
     const Reduce<T> reduce{s, data<T>(grad), data<T>(x), data<T>(y), active ? mutable_data<T>(masked) : nullptr,
                            data<A>(gates), parse_activation<A>(activation)};
     const auto samples = [&](int64_t begin, int64_t end, bool spread) {
       const int64_t pixels = s.pixels(), leaves = (s.rows() + kLeafRows - 1) / kLeafRows;
       const auto partial = scratch<A>((spread ? leaves : 1) * s.columns());
+      const auto totals = scratch<double>(s.columns());
       std::vector<A> spatial_gate(pixels, A(1)), pixel_sums(pixels);
       for (int64_t n = begin; n < end; ++n) {
         const A* sample_z = data<A>(z) + n * pixels;
         if (z) kernels<A>().gate(sample_z, pixels, norm.scale, norm.shift, spatial_gate.data());
-        reduce.run(n, spatial_gate.data(), spread, partial.get(), mutable_data<A>(channel_sums) + n * s.c,
+        reduce.run(n, spatial_gate.data(), spread, partial.get(), totals.get(), mutable_data<A>(channel_sums) + n * s.c,
                    pixel_sums.data());
         if (!z) continue;
         A* out = mutable_data<A>(norm_grad) + n * pixels;
         for (int64_t i = 0; i < pixels; ++i) {
           out[i] = pixel_sums[i] * spatial_gate[i] * (A(1) - spatial_gate[i]);
           sums[2 * n] += out[i];
-          sums[2 * n + 1] += double(out[i]) * ((sample_z[i] - norm.mean) * norm.inverse_deviation);
+          sums[2 * n + 1] += Wide<A>(out[i]) * ((sample_z[i] - norm.mean) * norm.inverse_deviation);
         }
       }
     };
@@ -103,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_backward_reduce(Tensor grad_in, 
     else
       parallel(s.n, 1, [&](int64_t begin, int64_t end) { samples(begin, end, false); });
     for (int i = 0; norm.present && i < 2; ++i) {
-      double total = 0;
+      Wide<A> total = 0;
       for (int64_t n = 0; n < s.n; ++n) total += sums[2 * n + i];
       mutable_data<A>(norm_sums)[i] = A(total);
     }

@@ -13,7 +13,7 @@ inline Vector<A> activate(const Vector<A>& v, const Activation<A>& activation) {
   return select(raised, highest, Greater(), highest, raised);
 }
 
-template <class T, bool rows_are_channels, bool with_residual>
+template <class T, bool rows_are_channels, bool with_residual, bool active>
 void apply(const T* x, const T* residual, T* y, int64_t columns, int64_t row_begin, int64_t row_end,
            const Compute<T>* row_scale, const Compute<T>* column_scale, bool descending,
            Activation<Compute<T>> activation) {
@@ -29,7 +29,9 @@ void apply(const T* x, const T* residual, T* y, int64_t columns, int64_t row_beg
       const Vector<A> v = load_some(source + j, count), other = load_some(column_scale + j, count);
       Vector<A> out = rows_are_channels ? v * scale * other : v * other * scale;
       if (with_residual) out = out + load_some(added + j, count);
-      store_some(target + j, activate(out, activation), count);
+      if (active) out = activate(out, activation);
+      prefetch_write(target + j);
+      store_some(target + j, out, count);
     });
   }
 }
@@ -47,19 +49,18 @@ void reduce_products(const T* grad, const T* x, const T* y, T* masked_grad, int6
                      int64_t row_end, const Compute<T>* row_weight, const Compute<T>* column_weight,
                      Activation<Compute<T>> activation, Compute<T>* row_sums, Compute<T>* column_sums) {
   using A = Compute<T>;
-  constexpr int64_t kLanes = Vector<A>::kLanes;
-  constexpr int64_t kRows = 4;
-  for (int64_t row = row_begin; row < row_end; ++row) row_sums[row] = 0;
-  for (int64_t tile = 0; tile < columns; tile += kTileColumns) {
-    const int64_t tile_end = tile + kTileColumns < columns ? tile + kTileColumns : columns;
+  constexpr int64_t kLanes = Vector<A>::kLanes, kRows = 4;
+  double sums[kLeafRows] = {};
+  for (int64_t tile = 0; tile < columns; tile += kBlockColumns) {
+    const int64_t tile_end = tile + kBlockColumns < columns ? tile + kBlockColumns : columns;
     for (int64_t row = row_begin; row < row_end; row += kRows) {
       const int64_t rows = row_end - row < kRows ? row_end - row : kRows;
       Vector<A> totals[kRows] = {};
-      for_vectors<kLanes>(tile, tile_end, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
+      const auto group = [&](auto whole, int64_t j, int64_t count) __attribute__((always_inline)) {
         const Vector<A> weight = load_some(column_weight + j, count);
         Vector<A> products[kRows] = {};
         for (int64_t k = 0; k < kRows; ++k) {
-          if (k >= rows) break;
+          if (!whole.value && k >= rows) break;
           const int64_t at = (row + k) * columns + j;
           Vector<A> g = load_some(grad + at, count);
           if (masked) {
@@ -67,16 +68,18 @@ void reduce_products(const T* grad, const T* x, const T* y, T* masked_grad, int6
             store_some(masked_grad + at, g, count);
           }
           const Vector<A> product = g * load_some(x + at, count);
-          totals[k] = totals[k] + product * weight;
+          totals[k] = multiply_add(product, weight, totals[k]);
           products[k] = product * broadcast(row_weight[row + k]);
         }
         const Vector<A> before = row == row_begin ? Vector<A>{} : load_some(column_sums + j, count);
         const Vector<A> sum = (products[0] + products[1]) + (products[2] + products[3]);
         store_some(column_sums + j, before + sum, count);
-      });
-      for (int64_t k = 0; k < rows; ++k) row_sums[row + k] += sum_of(totals[k]);
+      };
+      for_groups<kLanes>(rows == kRows, tile, tile_end, group);
+      for (int64_t k = 0; k < rows; ++k) sums[row - row_begin + k] += sum_of(totals[k]);
     }
   }
+  for (int64_t row = row_begin; row < row_end; ++row) row_sums[row] = A(sums[row - row_begin]);
 }
 
 // dx = Mc (g Ms + offset_pixel + max_share) + offset_channel + max_share_channel (+ the lp and lse terms).
@@ -102,7 +105,7 @@ void input_gradient(const T* grad, const T* x, T* x_grad, int64_t columns, int64
       const I pixels = rows_are_channels ? these_columns : this_row;
       const int64_t at = row * columns + j;
       const V gate = channel(t.channel_gate), zero = {};
-      V du = load_some(grad + at, count) * pixel(t.spatial_gate) + pixel(t.pixel_offset);
+      V du = multiply_add(load_some(grad + at, count), pixel(t.spatial_gate), pixel(t.pixel_offset));
       V direct = channel(t.channel_offset);
       if constexpr (ties == Ties::kFirst) {
         const I chosen_channel = rows_are_channels ? load_indices<A>(t.channel_index + j, count)
@@ -122,7 +125,7 @@ void input_gradient(const T* grad, const T* x, T* x_grad, int64_t columns, int64
         if (t.channel_lse)
           direct = direct + exponential(v - channel(t.channel_lse)) * channel(t.channel_lse_grad);
       }
-      store_some(x_grad + at, gate * du + direct, count);
+      store_some(x_grad + at, multiply_add(gate, du, direct), count);
     });
   }
 }

@@ -36,8 +36,13 @@ template <class T>
 void apply_any(const T* x, const T* residual, T* y, int64_t columns, int64_t row_begin, int64_t row_end,
                const Compute<T>* row_scale, const Compute<T>* column_scale, bool rows_are_channels, bool descending,
                Activation<Compute<T>> activation) {
-  const auto kernel = rows_are_channels ? (residual ? apply<T, true, true> : apply<T, true, false>)
-                                        : (residual ? apply<T, false, true> : apply<T, false, false>);
+  const auto choose = [&](auto channel_rows) {
+    constexpr bool kRows = channel_rows.value;
+    const bool active = activation.lowest == activation.lowest;
+    if (residual) return active ? apply<T, kRows, true, true> : apply<T, kRows, true, false>;
+    return active ? apply<T, kRows, false, true> : apply<T, kRows, false, false>;
+  };
+  const auto kernel = rows_are_channels ? choose(True()) : choose(False());
   kernel(x, residual, y, columns, row_begin, row_end, row_scale, column_scale, descending, activation);
 }
 

@@ -1,14 +1,28 @@
 // Sums, maxima and their ties along the rows or the columns of a sample's matrix.
 #pragma once
 
-#include "simd.h"
+#include "load_store.h"
 
 namespace cbam_fused::CBAM_CPU_CAPABILITY {
 
-// The running maximum of each lane, and with it the index of the first one or the number of them.
-template <class A, Ties ties>
+// std::conditional
+template <bool condition, class Then, class Else>
+struct Choose {
+  using type = Then;
+};
+template <class Then, class Else>
+struct Choose<false, Then, Else> {
+  using type = Else;
+};
+
+// The running maximum of each lane, and with it the index of the first one or the number of them. Only with `exact` does
+// a NaN count as the maximum, as it must; the caller sees by the sum, which is then NaN too, that it needs that form.
+template <class A, Ties ties, bool exact>
 struct Maximum {
   using I = Index<A>;
+  using Ascending = typename Choose<exact, GreaterOrFirstNan, Greater>::type;
+  using Descending = typename Choose<exact, GreaterEqualOrNan, GreaterEqual>::type;
+  using Same = typename Choose<exact, EqualOrBothNan, Equal>::type;
   Vector<A> value;
   Vector<I> tie;
 
@@ -17,30 +31,18 @@ struct Maximum {
   }
 
   // Visits v, whose index is larger than all seen before.
-  void ascend(const Vector<A>& v, const Vector<I>& index) {
-    if constexpr (ties == Ties::kNone) {
-      value = max_or_nan(v, value);
-    } else if constexpr (ties == Ties::kFirst) {
-      tie = select(v, value, GreaterOrFirstNan(), index, tie);
-      value = select(v, value, GreaterOrFirstNan(), v, value);
-    } else {
-      count(v);
-    }
-  }
+  void ascend(const Vector<A>& v, const Vector<I>& index) { visit(v, index, Ascending()); }
   // Visits v, whose index is smaller than all seen before.
-  void descend(const Vector<A>& v, const Vector<I>& index) {
-    if constexpr (ties == Ties::kFirst) tie = select(v, value, GreaterEqualOrNan(), index, tie);
-    if constexpr (ties == Ties::kEven) count(v);
-    if constexpr (ties != Ties::kEven) value = max_or_nan(v, value);
-  }
+  void descend(const Vector<A>& v, const Vector<I>& index) { visit(v, index, Descending()); }
+
   // Adds what other lanes of the same row saw.
   void merge(const Maximum& other) {
     const Maximum old = *this;
-    value = max_or_nan(other.value, value);
+    value = select(other.value, value, Descending(), other.value, value);
     if constexpr (ties == Ties::kFirst) {
       const Vector<I> last = broadcast(I(INT32_MAX));
-      const Vector<I> mine = select(old.value, value, EqualOrBothNan(), old.tie, last);
-      const Vector<I> theirs = select(other.value, value, EqualOrBothNan(), other.tie, last);
+      const Vector<I> mine = select(old.value, value, Same(), old.tie, last);
+      const Vector<I> theirs = select(other.value, value, Same(), other.tie, last);
       tie = select(theirs, mine, Less(), theirs, mine);
     }
     if constexpr (ties == Ties::kEven)
@@ -55,11 +57,11 @@ struct Maximum {
   }
   // The maximum over lanes, and its smallest index or the sum of its counts.
   void fold_lanes(A* max, int32_t* index) const {
-    const A best = max_of(value);
+    const A best = fold(value, [](Native<A> s, Native<A> t) { return Descending()(s, t) ? s : t; });
     *max = best;
     if constexpr (ties == Ties::kFirst) {
       const Vector<I> last = broadcast(I(INT32_MAX));
-      const Vector<I> candidates = select(value, broadcast(best), EqualOrBothNan(), tie, last);
+      const Vector<I> candidates = select(value, broadcast(best), Same(), tie, last);
       *index = int32_t(fold(candidates, [](Native<I> s, Native<I> t) { return s < t ? s : t; }));
     }
     if constexpr (ties == Ties::kEven) {
@@ -69,11 +71,14 @@ struct Maximum {
   }
 
  private:
-  // Nothing equals a NaN, so its count stays 0 once the maximum is one.
-  void count(const Vector<A>& v) {
-    const Vector<A> highest = max_or_nan(v, value);
-    const Vector<I> kept = select(value, highest, Equal(), tie, Vector<I>{});
-    tie = kept + select(v, highest, Equal(), broadcast(I(1)), Vector<I>{});
+  template <class Condition>
+  void visit(const Vector<A>& v, const Vector<I>& index, Condition condition) {
+    const Vector<A> highest = select(v, value, condition, v, value);
+    if constexpr (ties == Ties::kFirst) tie = select(v, value, condition, index, tie);
+    // Nothing equals a NaN, so its count stays 0 once the maximum is one.
+    if constexpr (ties == Ties::kEven)
+      tie = select(value, highest, Equal(), tie, Vector<I>{}) +
+            select(v, highest, Equal(), broadcast(I(1)), Vector<I>{});
     value = highest;
   }
 };
@@ -82,55 +87,64 @@ struct Maximum {
 constexpr int64_t kBlockColumns = 1024;
 constexpr int kChains = 4;
 
+template <bool exact, class T, Ties ties, bool scaled>
+void reduce_row(const T* source, int64_t columns, const Compute<T>* column_scale, Compute<T>* sum, Compute<T>* max,
+                int32_t* tie) {
+  using A = Compute<T>;
+  using Max = Maximum<A, ties, exact>;
+  constexpr int64_t kLanes = Vector<A>::kLanes;
+  const Vector<Index<A>> lane = iota<Index<A>>();
+  const auto value = [&](int64_t j) {
+    return scaled ? load(source + j) * load(column_scale + j) : load(source + j);
+  };
+  Vector<A> total = {};
+  Max maxima[kChains];
+  for (Max& m : maxima) m = Max::lowest(lane);
+  const int64_t full = columns / kLanes * kLanes;
+  for (int64_t begin = 0; begin < full; begin += kBlockColumns) {
+    const int64_t end = begin + kBlockColumns < full ? begin + kBlockColumns : full;
+    Vector<A> sums[kChains] = {};
+    int64_t j = begin;
+    for (; j + kChains * kLanes <= end; j += kChains * kLanes)
+      for (int chain = 0; chain < kChains; ++chain) {
+        const int64_t at = j + chain * kLanes;
+        prefetch_read(source + at);
+        const Vector<A> v = value(at);
+        sums[chain] = sums[chain] + v;
+        maxima[chain].ascend(v, lane + broadcast(Index<A>(at)));
+      }
+    for (; j < end; j += kLanes) {
+      const Vector<A> v = value(j);
+      sums[0] = sums[0] + v;
+      maxima[0].ascend(v, lane + broadcast(Index<A>(j)));
+    }
+    total = total + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+  if (full >= kChains * kLanes) {
+    maxima[0].merge(maxima[1]);
+    maxima[2].merge(maxima[3]);
+    maxima[0].merge(maxima[2]);
+  }
+  if (full < columns) {
+    Vector<A> v = load_first(source + full, columns - full);
+    if (scaled) v = v * load_first(column_scale + full, columns - full);
+    total = total + v;
+    const Max old = maxima[0];
+    maxima[0].ascend(v, lane + broadcast(Index<A>(full)));
+    maxima[0].keep(old, columns - full);
+  }
+  *sum = sum_of(total);
+  maxima[0].fold_lanes(max, tie);
+}
+
 template <class T, Ties ties, bool scaled>
 void reduce_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, const Compute<T>* column_scale,
                  Compute<T>* sum, Compute<T>* max, int32_t* tie) {
-  using A = Compute<T>;
-  using Max = Maximum<A, ties>;
-  constexpr int64_t kLanes = Vector<A>::kLanes;
-  const Vector<Index<A>> lane = iota<Index<A>>();
   for (int64_t row = row_begin; row < row_end; ++row) {
-    const T* source = x + row * columns;
-    const auto value = [&](int64_t j) {
-      return scaled ? load(source + j) * load(column_scale + j) : load(source + j);
-    };
-    Vector<A> total = {};
-    Max maxima[kChains];
-    for (Max& m : maxima) m = Max::lowest(lane);
-    const int64_t full = columns / kLanes * kLanes;
-    for (int64_t begin = 0; begin < full; begin += kBlockColumns) {
-      const int64_t end = begin + kBlockColumns < full ? begin + kBlockColumns : full;
-      Vector<A> sums[kChains] = {};
-      int64_t j = begin;
-      for (; j + kChains * kLanes <= end; j += kChains * kLanes)
-        for (int chain = 0; chain < kChains; ++chain) {
-          const int64_t at = j + chain * kLanes;
-          const Vector<A> v = value(at);
-          sums[chain] = sums[chain] + v;
-          maxima[chain].ascend(v, lane + broadcast(Index<A>(at)));
-        }
-      for (; j < end; j += kLanes) {
-        const Vector<A> v = value(j);
-        sums[0] = sums[0] + v;
-        maxima[0].ascend(v, lane + broadcast(Index<A>(j)));
-      }
-      total = total + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
-    }
-    if (full >= kChains * kLanes) {
-      maxima[0].merge(maxima[1]);
-      maxima[2].merge(maxima[3]);
-      maxima[0].merge(maxima[2]);
-    }
-    if (full < columns) {
-      Vector<A> v = load_first(source + full, columns - full);
-      if (scaled) v = v * load_first(column_scale + full, columns - full);
-      total = total + v;
-      const Max old = maxima[0];
-      maxima[0].ascend(v, lane + broadcast(Index<A>(full)));
-      maxima[0].keep(old, columns - full);
-    }
-    sum[row] = sum_of(total);
-    maxima[0].fold_lanes(&max[row], tie ? &tie[row] : nullptr);
+    int32_t* row_tie = tie ? tie + row : nullptr;
+    reduce_row<false, T, ties, scaled>(x + row * columns, columns, column_scale, sum + row, max + row, row_tie);
+    if (sum[row] != sum[row])
+      reduce_row<true, T, ties, scaled>(x + row * columns, columns, column_scale, sum + row, max + row, row_tie);
   }
 }
 
@@ -144,34 +158,56 @@ inline Vector<A> tree_sum(const Vector<A>* v) {
   return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
+// body(whole, column, count) for each vector of [begin, end), where whole.value says at compile time that the group has
+// all its rows, so that they stay in registers.
+template <int kLanes, class F>
+inline __attribute__((always_inline)) void for_groups(bool whole, int64_t begin, int64_t end, F body) {
+  if (whole)
+    for_vectors<kLanes>(begin, end, [&](int64_t j, int64_t count)
+                                        __attribute__((always_inline)) { body(True(), j, count); });
+  else
+    for_vectors<kLanes>(begin, end, [&](int64_t j, int64_t count)
+                                        __attribute__((always_inline)) { body(False(), j, count); });
+}
+
+template <bool exact, class T, Ties ties, bool scaled>
+void reduce_tile(const T* x, int64_t rows, int64_t columns, int64_t tile, int64_t tile_end,
+                 const Compute<T>* row_scale, Compute<T>* sum, Compute<T>* max, int32_t* tie) {
+  using A = Compute<T>;
+  using Max = Maximum<A, ties, exact>;
+  constexpr int64_t kLanes = Vector<A>::kLanes;
+  for (int64_t row_end = rows; row_end > 0; row_end -= kGroupRows) {
+    const bool first = row_end == rows;
+    const int64_t row = row_end - kGroupRows;
+    const auto group = [&](auto whole, int64_t j, int64_t count) __attribute__((always_inline)) {
+      Vector<A> total = first ? Vector<A>{} : load_some(sum + j, count);
+      Max maximum = Max::lowest(Vector<Index<A>>{});
+      if (!first) maximum.value = load_some(max + j, count);
+      if (!first && ties != Ties::kNone) maximum.tie = load_indices<A>(tie + j, count);
+      Vector<A> v[kGroupRows] = {};
+      for (int64_t k = kGroupRows - 1; k >= 0; --k) {
+        if (!whole.value && row + k < 0) break;
+        v[k] = load_some(x + (row + k) * columns + j, count);
+        if (scaled) v[k] = v[k] * broadcast(row_scale[row + k]);
+        maximum.descend(v[k], broadcast(Index<A>(row + k)));
+      }
+      store_some(sum + j, total + tree_sum(v), count);
+      store_some(max + j, maximum.value, count);
+      if (ties != Ties::kNone) store_indices<A>(tie + j, maximum.tie, count);
+    };
+    for_groups<kLanes>(row >= 0, tile, tile_end, group);
+  }
+}
+
 template <class T, Ties ties, bool scaled>
 void reduce_columns(const T* x, int64_t rows, int64_t columns, int64_t column_begin, int64_t column_end,
                     const Compute<T>* row_scale, Compute<T>* sum, Compute<T>* max, int32_t* tie) {
-  using A = Compute<T>;
-  using Max = Maximum<A, ties>;
-  constexpr int64_t kLanes = Vector<A>::kLanes;
   for (int64_t tile = column_begin; tile < column_end; tile += kTileColumns) {
     const int64_t tile_end = tile + kTileColumns < column_end ? tile + kTileColumns : column_end;
-    for (int64_t row_end = rows; row_end > 0; row_end -= kGroupRows) {
-      const bool first = row_end == rows;
-      const int64_t row = row_end - kGroupRows;
-      for_vectors<kLanes>(tile, tile_end, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-        Vector<A> total = first ? Vector<A>{} : load_some(sum + j, count);
-        Max maximum = Max::lowest(Vector<Index<A>>{});
-        if (!first) maximum.value = load_some(max + j, count);
-        if (!first && ties != Ties::kNone) maximum.tie = load_indices<A>(tie + j, count);
-        Vector<A> group[kGroupRows] = {};
-        for (int64_t k = kGroupRows - 1; k >= 0; --k) {
-          if (row + k < 0) break;
-          group[k] = load_some(x + (row + k) * columns + j, count);
-          if (scaled) group[k] = group[k] * broadcast(row_scale[row + k]);
-          maximum.descend(group[k], broadcast(Index<A>(row + k)));
-        }
-        store_some(sum + j, total + tree_sum(group), count);
-        store_some(max + j, maximum.value, count);
-        if (ties != Ties::kNone) store_indices<A>(tie + j, maximum.tie, count);
-      });
-    }
+    reduce_tile<false, T, ties, scaled>(x, rows, columns, tile, tile_end, row_scale, sum, max, tie);
+    bool nan = false;
+    for (int64_t j = tile; j < tile_end; ++j) nan |= sum[j] != sum[j];
+    if (nan) reduce_tile<true, T, ties, scaled>(x, rows, columns, tile, tile_end, row_scale, sum, max, tie);
   }
 }
 
@@ -208,15 +244,16 @@ inline __attribute__((always_inline)) void sum_columns(const T* x, int64_t rows,
   for (int64_t tile = column_begin; tile < column_end; tile += kTileColumns) {
     const int64_t tile_end = tile + kTileColumns < column_end ? tile + kTileColumns : column_end;
     for (int64_t row = 0; row < rows; row += kGroupRows)
-      for_vectors<kLanes>(tile, tile_end, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-        Vector<A> group[kGroupRows] = {};
-        for (int64_t k = 0; k < kGroupRows; ++k) {
-          if (row + k >= rows) break;
-          group[k] = term(load_some(x + (row + k) * columns + j, count), row + k, j, count);
-        }
-        const Vector<A> total = row == 0 ? Vector<A>{} : load_some(sum + j, count);
-        store_some(sum + j, total + tree_sum(group), count);
-      });
+      for_groups<kLanes>(row + kGroupRows <= rows, tile, tile_end,
+                         [&](auto whole, int64_t j, int64_t count) __attribute__((always_inline)) {
+                           Vector<A> group[kGroupRows] = {};
+                           for (int64_t k = 0; k < kGroupRows; ++k) {
+                             if (!whole.value && row + k >= rows) break;
+                             group[k] = term(load_some(x + (row + k) * columns + j, count), row + k, j, count);
+                           }
+                           const Vector<A> total = row == 0 ? Vector<A>{} : load_some(sum + j, count);
+                           store_some(sum + j, total + tree_sum(group), count);
+                         });
   }
 }
 

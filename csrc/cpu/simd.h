@@ -1,5 +1,5 @@
-// Vectors of 64 bytes (16 floats or 8 doubles) whatever the instruction set, so that every capability computes
-// the same bits: the lanes, the order of every sum and each rounding are the same, only the speed differs.
+// Vectors of 64 bytes (16 floats or 8 doubles) whatever the instruction set: the lanes and the order of every sum are the
+// same in each capability. AVX2 and AVX-512 compute the same bits.
 //
 // Everything is inside the namespace of the capability that this translation unit is compiled for, and no header of
 // the standard library or of PyTorch is included: the linker might otherwise keep the AVX-512 copy of a shared inline
@@ -31,6 +31,14 @@ struct NativeOf {
 };
 template <class E>
 using Native = typename NativeOf<E>::type;
+
+// Compile-time conditions as arguments.
+struct True {
+  static constexpr bool value = true;
+};
+struct False {
+  static constexpr bool value = false;
+};
 
 // The integer as wide as a lane: indices, counts and masks (all bits set where true).
 template <class A>
@@ -88,6 +96,36 @@ inline Vector<E> operator/(const Vector<E>& a, const Vector<E>& b) {
 template <class E>
 inline Vector<E> operator|(const Vector<E>& a, const Vector<E>& b) {
   return map(a, b, [](Native<E> s, Native<E> t) { return s | t; });
+}
+
+// a * b + c, rounded once where the instruction exists; the baseline rounds twice.
+#if defined(__FMA__)
+#if defined(__AVX512F__)
+inline Native<float> fma_native(Native<float> a, Native<float> b, Native<float> c) {
+  return Native<float>(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+}
+inline Native<double> fma_native(Native<double> a, Native<double> b, Native<double> c) {
+  return Native<double>(_mm512_fmadd_pd(__m512d(a), __m512d(b), __m512d(c)));
+}
+#else
+inline Native<float> fma_native(Native<float> a, Native<float> b, Native<float> c) {
+  return Native<float>(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+}
+inline Native<double> fma_native(Native<double> a, Native<double> b, Native<double> c) {
+  return Native<double>(_mm256_fmadd_pd(__m256d(a), __m256d(b), __m256d(c)));
+}
+#endif
+#else
+template <class N>
+inline N fma_native(N a, N b, N c) {
+  return a * b + c;
+}
+#endif
+template <class A>
+inline Vector<A> multiply_add(const Vector<A>& a, const Vector<A>& b, const Vector<A>& c) {
+  Vector<A> out;
+  for (int p = 0; p < kParts; ++p) out.part[p] = fma_native(a.part[p], b.part[p], c.part[p]);
+  return out;
 }
 
 // select(condition, a, b): a where the condition on the lanes of s and t holds, else b. The comparison stays beside the
@@ -152,11 +190,6 @@ struct GreaterEqualOrNan {
   }
 };
 
-template <class A>
-inline Vector<A> max_or_nan(const Vector<A>& v, const Vector<A>& m) {
-  return select(v, m, GreaterEqualOrNan(), v, m);
-}
-
 // 0, 1, 2, ...
 template <class E>
 inline Vector<E> iota() {
@@ -165,181 +198,6 @@ inline Vector<E> iota() {
   Vector<E> out;
   memcpy(&out, lanes, sizeof(out));
   return out;
-}
-
-// ---- Loads and stores, with conversion ---------------------------------------------------------------------------
-
-template <class E>
-inline Vector<E> load(const E* source) {
-  Vector<E> out;
-  memcpy(&out, source, sizeof(out));
-  return out;
-}
-template <class E>
-inline void store(E* target, const Vector<E>& v) {
-  memcpy(target, &v, sizeof(v));
-}
-
-typedef uint16_t NativeBits16 __attribute__((vector_size(kNativeBytes / 2)));
-constexpr int kNativeFloats = kNativeBytes / 4;
-
-inline Vector<float> load(const BFloat16* source) {
-  Vector<float> out;
-  for (int p = 0; p < kParts; ++p) {
-    NativeBits16 bits;
-    memcpy(&bits, source + p * kNativeFloats, sizeof(bits));
-    const Native<uint32_t> wide = __builtin_convertvector(bits, Native<uint32_t>) << 16;
-    memcpy(&out.part[p], &wide, sizeof(wide));
-  }
-  return out;
-}
-
-inline void store(BFloat16* target, const Vector<float>& v) {
-  for (int p = 0; p < kParts; ++p) {
-    Native<uint32_t> bits;
-    memcpy(&bits, &v.part[p], sizeof(bits));
-    const Native<uint32_t> rounded = (bits + (((bits >> 16) & 1) + 0x7fff)) >> 16;
-    const Native<uint32_t> quiet_nan = (bits >> 16) | 0x40;
-    const Native<uint32_t> chosen = v.part[p] == v.part[p] ? rounded : quiet_nan;
-    const NativeBits16 narrow = __builtin_convertvector(chosen, NativeBits16);
-    memcpy(target + p * kNativeFloats, &narrow, sizeof(narrow));
-  }
-}
-
-#if defined(__AVX512F__)
-inline Vector<float> load(const Half* source) {
-  return {{Native<float>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source))))}};
-}
-inline void store(Half* target, const Vector<float>& v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target),
-                      _mm512_cvtps_ph(__m512(v.part[0]), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-#elif defined(__F16C__)
-inline Vector<float> load(const Half* source) {
-  Vector<float> out;
-  for (int p = 0; p < kParts; ++p)
-    out.part[p] = Native<float>(
-        _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source + p * kNativeFloats))));
-  return out;
-}
-inline void store(Half* target, const Vector<float>& v) {
-  for (int p = 0; p < kParts; ++p)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(target + p * kNativeFloats),
-                     _mm256_cvtps_ph(__m256(v.part[p]), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-}
-#else
-inline float half_to_float(uint16_t half) {
-  const uint32_t sign = uint32_t(half & 0x8000) << 16, exponent = (half >> 10) & 0x1f, fraction = half & 0x3ff;
-  uint32_t bits;
-  if (exponent == 0) {  // zero or subnormal: fraction * 2^-24
-    const float value = float(fraction) * 0x1p-24f;
-    memcpy(&bits, &value, 4);
-  } else {
-    bits = (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | fraction << 13;
-  }
-  bits |= sign;
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
-inline uint16_t float_to_half(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, 4);
-  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
-  bits &= 0x7fffffff;
-  if (bits > 0x7f800000) return sign | 0x7e00 | uint16_t(bits >> 13 & 0x3ff);
-  if (bits >= 0x477ff000) return sign | 0x7c00;  // rounds to infinity
-  if (bits < 0x38800000) {                       // subnormal: adding 0.5 aligns and rounds the fraction
-    float magnitude;
-    memcpy(&magnitude, &bits, 4);
-    magnitude += 0.5f;
-    memcpy(&bits, &magnitude, 4);
-    return sign | uint16_t(bits - 0x3f000000);
-  }
-  return sign | uint16_t((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13);
-}
-inline Vector<float> load(const Half* source) {
-  float lanes[16];
-  for (int i = 0; i < 16; ++i) lanes[i] = half_to_float(source[i].bits);
-  return load(lanes);
-}
-inline void store(Half* target, const Vector<float>& v) {
-  float lanes[16];
-  store(lanes, v);
-  for (int i = 0; i < 16; ++i) target[i].bits = float_to_half(lanes[i]);
-}
-#endif
-
-// The first `count` lanes; the others are zero.
-template <class T>
-inline Vector<Compute<T>> load_first(const T* source, int64_t count) {
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
-  if constexpr (sizeof(T) == 8) {
-    return {{Native<double>(_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), source))}};
-  } else if constexpr (sizeof(T) == 4) {
-    return {{Native<float>(_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), source))}};
-  } else {
-    T lanes[16];
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes),
-                        _mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), source));
-    return load(lanes);
-  }
-#else
-  T lanes[Vector<Compute<T>>::kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) lanes[i] = source[i];
-  return load(lanes);
-#endif
-}
-
-template <class T>
-inline void store_first(T* target, const Vector<Compute<T>>& v, int64_t count) {
-#if defined(__AVX512BW__) && defined(__AVX512VL__)
-  if constexpr (sizeof(T) == 8) {
-    _mm512_mask_storeu_pd(target, __mmask8((1u << count) - 1), __m512d(v.part[0]));
-  } else if constexpr (sizeof(T) == 4) {
-    _mm512_mask_storeu_ps(target, __mmask16((1u << count) - 1), __m512(v.part[0]));
-  } else {
-    T lanes[16];
-    store(lanes, v);
-    _mm256_mask_storeu_epi16(target, __mmask16((1u << count) - 1),
-                             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes)));
-  }
-#else
-  T lanes[Vector<Compute<T>>::kLanes];
-  store(lanes, v);
-  for (int64_t i = 0; i < count; ++i) target[i] = lanes[i];
-#endif
-}
-
-// Loads and stores of a run of columns: full vectors, then one of the `count` first lanes. body(column, count), where
-// count is a compile-time kLanes in the full part, so that load_some and store_some fold to plain loads and stores.
-template <class T>
-inline Vector<Compute<T>> load_some(const T* source, int64_t count) {
-  return count == Vector<Compute<T>>::kLanes ? load(source) : load_first(source, count);
-}
-template <class T>
-inline void store_some(T* target, const Vector<Compute<T>>& v, int64_t count) {
-  count == Vector<Compute<T>>::kLanes ? store(target, v) : store_first(target, v, count);
-}
-template <int kLanes, class F>
-inline __attribute__((always_inline)) void for_vectors(int64_t begin, int64_t end, F body) {
-  int64_t j = begin;
-  for (; j + kLanes <= end; j += kLanes) body(j, int64_t(kLanes));
-  if (j < end) body(j, end - j);
-}
-
-// Indices and counts are lanes as wide as the values, but int32 in memory.
-template <class A>
-inline void store_indices(int32_t* target, const Vector<Index<A>>& v, int64_t count) {
-  Index<A> lanes[Vector<A>::kLanes];
-  store(lanes, v);
-  for (int64_t i = 0; i < count; ++i) target[i] = int32_t(lanes[i]);
-}
-template <class A>
-inline Vector<Index<A>> load_indices(const int32_t* source, int64_t count) {
-  Index<A> lanes[Vector<A>::kLanes] = {};
-  for (int64_t i = 0; i < count; ++i) lanes[i] = source[i];
-  return load(lanes);
 }
 
 // ---- Across lanes, in a fixed order: lane i with lane i + kLanes/2, and so on ---------------------------------------
@@ -374,10 +232,6 @@ inline E fold(Vector<E> v, F f) {
 template <class A>
 inline A sum_of(const Vector<A>& v) {
   return fold(v, [](Native<A> s, Native<A> t) { return s + t; });
-}
-template <class A>
-inline A max_of(const Vector<A>& v) {
-  return fold(v, [](Native<A> s, Native<A> t) { return ((s >= t) | (s != s)) ? s : t; });
 }
 
 // ---- Exponential and sigmoid ---------------------------------------------------------------------------------------
@@ -418,9 +272,11 @@ inline Vector<float> exponential(const Vector<float>& x) {
 
 inline Vector<double> exponential(const Vector<double>& x) {
   double lanes[8];
-  store(lanes, x);
+  memcpy(lanes, &x, sizeof(lanes));
   for (double& lane : lanes) lane = exp(lane);
-  return load(lanes);
+  Vector<double> out;
+  memcpy(&out, lanes, sizeof(out));
+  return out;
 }
 
 template <class A>

@@ -5,15 +5,43 @@
 
 namespace cbam_fused::CBAM_CPU_CAPABILITY {
 
+// The dot products of one row of weights with `kVectors` inputs, which share its reading. Each is summed in the same
+// order whatever their number.
+template <class T, int kVectors>
+inline void dot_row(const T* weight, int64_t width, const Compute<T>* in, Compute<T>* out, int64_t out_stride) {
+  using A = Compute<T>;
+  constexpr int64_t kLanes = Vector<A>::kLanes;
+  Vector<A> totals[kVectors] = {};
+  for (int64_t begin = 0; begin < width; begin += kBlockColumns) {
+    const int64_t end = begin + kBlockColumns < width ? begin + kBlockColumns : width;
+    Vector<A> even[kVectors] = {}, odd[kVectors] = {};
+    int64_t j = begin;
+    for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
+      const Vector<A> first = load(weight + j), second = load(weight + j + kLanes);
+      for (int v = 0; v < kVectors; ++v) {
+        even[v] = multiply_add(first, load(in + v * width + j), even[v]);
+        odd[v] = multiply_add(second, load(in + v * width + j + kLanes), odd[v]);
+      }
+    }
+    for_vectors<kLanes>(j, end, [&](int64_t k, int64_t count) __attribute__((always_inline)) {
+      const Vector<A> w = load_some(weight + k, count);
+      for (int v = 0; v < kVectors; ++v) even[v] = multiply_add(w, load_some(in + v * width + k, count), even[v]);
+    });
+    for (int v = 0; v < kVectors; ++v) totals[v] = totals[v] + (even[v] + odd[v]);
+  }
+  for (int v = 0; v < kVectors; ++v) out[v * out_stride] = sum_of(totals[v]);
+}
+
 template <class T>
 void products(const T* weight, int64_t rows, int64_t width, int64_t row_begin, int64_t row_end, const Compute<T>* in,
               int64_t vectors, Compute<T>* out) {
-  using A = Compute<T>;
-  for (int64_t row = row_begin; row < row_end; ++row)
-    for (int64_t v = 0; v < vectors; ++v)
-      out[v * rows + row] = sum_row(weight + row * width, width, [&](const Vector<A>& w, int64_t j, int64_t count) {
-        return w * load_some(in + v * width + j, count);
-      });
+  constexpr int kTogether = 4;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    int64_t v = 0;
+    for (; v + kTogether <= vectors; v += kTogether)
+      dot_row<T, kTogether>(weight + row * width, width, in + v * width, out + v * rows + row, rows);
+    for (; v < vectors; ++v) dot_row<T, 1>(weight + row * width, width, in + v * width, out + v * rows + row, rows);
+  }
 }
 
 // Tiles are small enough that a group of weight rows stays in the L1 cache while all vectors use it.
@@ -43,14 +71,25 @@ template <class T>
 void outer_products(const Compute<T>* a, const Compute<T>* b, int64_t vectors, int64_t rows, int64_t width,
                     int64_t row_begin, int64_t row_end, T* grad) {
   using A = Compute<T>;
-  constexpr int64_t kLanes = Vector<A>::kLanes;
-  for (int64_t row = row_begin; row < row_end; ++row)
-    for_vectors<kLanes>(0, width, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-      Vector<A> total = {};
-      for (int64_t v = 0; v < vectors; ++v)
-        total = total + broadcast(a[v * rows + row]) * load_some(b + v * width + j, count);
-      store_some(grad + row * width + j, total, count);
-    });
+  constexpr int64_t kLanes = Vector<A>::kLanes, kRows = 4;
+  for (int64_t row = row_begin; row < row_end; row += kRows) {
+    const int64_t together = row_end - row < kRows ? row_end - row : kRows;
+    const auto group = [&](auto whole, int64_t j, int64_t count) __attribute__((always_inline)) {
+      Vector<A> totals[kRows] = {};
+      for (int64_t v = 0; v < vectors; ++v) {
+        const Vector<A> input = load_some(b + v * width + j, count);
+        for (int64_t k = 0; k < kRows; ++k) {
+          if (!whole.value && k >= together) break;
+          totals[k] = multiply_add(broadcast(a[v * rows + row + k]), input, totals[k]);
+        }
+      }
+      for (int64_t k = 0; k < kRows; ++k) {
+        if (!whole.value && k >= together) break;
+        store_some(grad + (row + k) * width + j, totals[k], count);
+      }
+    };
+    for_groups<kLanes>(together == kRows, 0, width, group);
+  }
 }
 
 template <class A>
@@ -61,27 +100,36 @@ void gate(const A* z, int64_t count, A scale, A shift, A* out) {
   });
 }
 
+// sums[r] += weight * the vector at source in row r, for the first `rows` of kRows rows.
+template <int kRows, class A>
+inline __attribute__((always_inline)) void add_tap(Vector<A> (&sums)[kRows], int64_t rows, A weight, const A* source,
+                                                   int64_t pitch) {
+  const Vector<A> w = broadcast(weight);
+  if (rows == kRows) {
+    for (int r = 0; r < kRows; ++r) sums[r] = multiply_add(w, load(source + r * pitch), sums[r]);
+  } else {
+    for (int r = 0; r < rows; ++r) sums[r] = multiply_add(w, load(source + r * pitch), sums[r]);
+  }
+}
+
 // out [H, W]; the padded maps may be read up to one vector beyond their end.
 template <class A>
 void convolve(const A* padded, int64_t maps, int64_t height, int64_t width, int64_t k, const A* weight, A bias,
               A* out) {
   constexpr int64_t kLanes = Vector<A>::kLanes;
-  constexpr int64_t kRows = 4;
+  constexpr int kRows = 4;
   const int64_t pitch = width + k - 1, map_size = (height + k - 1) * pitch;
   for (int64_t y = 0; y < height; y += kRows) {
     const int64_t rows = height - y < kRows ? height - y : kRows;
     for (int64_t column = 0; column < width; column += kLanes) {
       Vector<A> sums[kRows];
       for (auto& sum : sums) sum = broadcast(bias);
-      for (int64_t tap = 0; tap < maps * k * k; ++tap) {
-        const int64_t m = tap / (k * k), ky = tap / k % k, kx = tap % k;
-        const Vector<A> w = broadcast(weight[tap]);
-        const A* source = padded + m * map_size + (y + ky) * pitch + column + kx;
-        for (int64_t r = 0; r < kRows; ++r) {
-          if (r >= rows) break;
-          sums[r] = sums[r] + w * load(source + r * pitch);
+      const A* tap = weight;
+      for (int64_t m = 0; m < maps; ++m)
+        for (int64_t ky = 0; ky < k; ++ky) {
+          const A* source = padded + m * map_size + (y + ky) * pitch + column;
+          for (int64_t kx = 0; kx < k; ++kx, ++tap, ++source) add_tap(sums, rows, *tap, source, pitch);
         }
-      }
       const int64_t count = width - column < kLanes ? width - column : kLanes;
       for (int64_t r = 0; r < rows; ++r) store_some(out + (y + r) * width + column, sums[r], count);
     }
@@ -104,7 +152,7 @@ void convolve_weight_grad(const A* padded, int64_t maps, int64_t height, int64_t
           const Vector<A> g = load_some(z_grad + y * width + j, count);
           for (int64_t t = 0; t < kTaps; ++t) {
             if (t >= taps) break;
-            sums[t] = sums[t] + g * load_some(source + y * pitch + j + kx + t, count);
+            sums[t] = multiply_add(g, load_some(source + y * pitch + j + kx + t, count), sums[t]);
           }
         });
       for (int64_t t = 0; t < taps; ++t) weight_grad[line * k + kx + t] = sum_of(sums[t]);

@@ -115,6 +115,10 @@ constexpr ScalarType compute_dtype() {
   return sizeof(A) == 8 ? ScalarType::Double : ScalarType::Float;
 }
 
+// For the last, short sums over small tensors.
+template <class A>
+using Wide = std::conditional_t<sizeof(A) == 8, long double, double>;
+
 inline Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) {
   return torch::stable::empty(sizes, dtype, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CPU));
 }

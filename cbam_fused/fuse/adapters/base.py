@@ -13,9 +13,10 @@ class Adapter(NamedTuple):
 
     Attributes:
         name: where the implementation comes from, for the report.
-        claims: whether a module is of this implementation, or looks like it. Cheap; asked of every module of a model.
-        describe: the `GateSpec` of a claimed module. Raises `NotFusable` where its structure or options differ from
-            what the fused gate computes.
+        claims: whether a module is of this implementation, or looks like it. Cheap; asked of every
+            module of a model.
+        describe: the `GateSpec` of a claimed module. Raises `NotFusableError` where its structure
+            or options differ from what the fused gate computes.
     """
 
     name: str

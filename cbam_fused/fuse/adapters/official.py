@@ -1,14 +1,15 @@
 """The authors' code, Jongchan/attention-module, ``MODELS/cbam.py``: class CBAM.
 
-It is no package: people paste it into their own code, often changed. So it is recognised by structure, whatever the
-class is called and wherever it is defined, and what structure cannot show is left to the numerical comparison.
+It is no package: people paste it into their own code, often changed. So it is recognised by
+structure, whatever the class is called and wherever it is defined, and what structure cannot show
+is left to the numerical comparison.
 """
 
 from torch import nn
 
 from cbam_fused.fuse.adapters import layers
 from cbam_fused.fuse.adapters.base import Adapter
-from cbam_fused.fuse.adapters.layers import NotFusable
+from cbam_fused.fuse.adapters.layers import NotFusableError
 from cbam_fused.plan import GateSpec
 from cbam_fused.schemas import POOL_TYPES
 
@@ -55,10 +56,12 @@ def describe(module: nn.Module) -> GateSpec:
 def _pool(channel_gate: nn.Module) -> str:
     types = getattr(channel_gate, "pool_types", None)
     if not isinstance(types, (list, tuple)) or not types:
-        raise NotFusable(f"ChannelGate.pool_types must be a list of pool types; it is {types!r}")
+        raise NotFusableError(
+            f"ChannelGate.pool_types must be a list of pool types; it is {types!r}"
+        )
     if not set(types) <= set(POOL_TYPES) or len(set(types)) != len(types):
         expected = f"different ones of {', '.join(POOL_TYPES)}"
-        raise NotFusable(f"ChannelGate.pool_types must be {expected}; it is {list(types)!r}")
+        raise NotFusableError(f"ChannelGate.pool_types must be {expected}; it is {list(types)!r}")
     return "+".join(name for name in POOL_TYPES if name in types)
 
 

@@ -1,0 +1,239 @@
+// Loads and stores of whole vectors and of their first lanes, with the conversion between memory and compute type.
+#pragma once
+
+#include "simd.h"
+
+namespace cbam_fused::CBAM_CPU_CAPABILITY {
+
+template <class E>
+inline Vector<E> load(const E* source) {
+  Vector<E> out;
+  memcpy(&out, source, sizeof(out));
+  return out;
+}
+template <class E>
+inline void store(E* target, const Vector<E>& v) {
+  memcpy(target, &v, sizeof(v));
+}
+
+#if defined(__AVX512F__)
+
+// ---- AVX-512: masked, in registers ----------------------------------------------------------------------------------
+
+inline Vector<float> widen(__m256i bits, Half) { return {{Native<float>(_mm512_cvtph_ps(bits))}}; }
+inline Vector<float> widen(__m256i bits, BFloat16) {
+  return {{Native<float>(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)))}};
+}
+inline __m256i narrow(const Vector<float>& v, Half) {
+  return _mm512_cvtps_ph(__m512(v.part[0]), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+// Round to nearest even by adding half of the last place kept; a NaN is made one that this leaves a NaN.
+inline __m256i narrow(const Vector<float>& v, BFloat16) {
+  constexpr int kKeepAllButNan = 0x11111133;  // vfixupimm: indefinite NaN for quiet and signalling ones, else itself
+  const __m512 value = __m512(v.part[0]);
+  const __m512i bits =
+      _mm512_castps_si512(_mm512_fixupimm_ps(value, value, _mm512_set1_epi32(kKeepAllButNan), 0));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i nearest = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+  const __m512i upper_halves = _mm512_set_epi16(31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 29,
+                                                27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper_halves, nearest));
+}
+inline __mmask16 first_lanes(int64_t count) { return __mmask16((1u << count) - 1); }
+
+inline Vector<float> load(const Half* source) { return widen(_mm256_loadu_si256((const __m256i*)source), Half()); }
+inline Vector<float> load(const BFloat16* source) {
+  return widen(_mm256_loadu_si256((const __m256i*)source), BFloat16());
+}
+inline void store(Half* target, const Vector<float>& v) { _mm256_storeu_si256((__m256i*)target, narrow(v, Half())); }
+inline void store(BFloat16* target, const Vector<float>& v) {
+  _mm256_storeu_si256((__m256i*)target, narrow(v, BFloat16()));
+}
+
+template <class T>
+inline Vector<Compute<T>> load_first(const T* source, int64_t count) {
+  const __mmask16 lanes = first_lanes(count);
+  if constexpr (sizeof(T) == 8)
+    return {{Native<double>(_mm512_maskz_loadu_pd(__mmask8(lanes), source))}};
+  else if constexpr (sizeof(T) == 4)
+    return {{Native<float>(_mm512_maskz_loadu_ps(lanes, source))}};
+  else
+    return widen(_mm256_maskz_loadu_epi16(lanes, source), T());
+}
+template <class T>
+inline void store_first(T* target, const Vector<Compute<T>>& v, int64_t count) {
+  const __mmask16 lanes = first_lanes(count);
+  if constexpr (sizeof(T) == 8)
+    _mm512_mask_storeu_pd(target, __mmask8(lanes), __m512d(v.part[0]));
+  else if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(target, lanes, __m512(v.part[0]));
+  else
+    _mm256_mask_storeu_epi16(target, lanes, narrow(v, T()));
+}
+
+// Indices and counts are lanes as wide as the values, but int32 in memory.
+template <class A>
+inline Vector<Index<A>> load_indices(const int32_t* source, int64_t count) {
+  const __mmask16 lanes = first_lanes(count);
+  if constexpr (sizeof(A) == 8)
+    return {{Native<int64_t>(_mm512_cvtepi32_epi64(_mm256_maskz_loadu_epi32(__mmask8(lanes), source)))}};
+  else
+    return {{Native<int32_t>(_mm512_maskz_loadu_epi32(lanes, source))}};
+}
+template <class A>
+inline void store_indices(int32_t* target, const Vector<Index<A>>& v, int64_t count) {
+  const __mmask16 lanes = first_lanes(count);
+  if constexpr (sizeof(A) == 8)
+    _mm256_mask_storeu_epi32(target, __mmask8(lanes), _mm512_cvtepi64_epi32(__m512i(v.part[0])));
+  else
+    _mm512_mask_storeu_epi32(target, lanes, __m512i(v.part[0]));
+}
+
+#else
+
+// ---- Other capabilities: the first lanes by way of an array ---------------------------------------------------------
+
+#if defined(__AVX2__)
+constexpr int kPiece = 8;  // 16-bit values converted at once
+
+inline void widen(const Half* source, float* target) {
+  _mm256_storeu_ps(target, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)source)));
+}
+inline void narrow(const float* source, Half* target) {
+  _mm_storeu_si128((__m128i*)target,
+                   _mm256_cvtps_ph(_mm256_loadu_ps(source), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#else
+constexpr int kPiece = 1;
+
+inline void widen(const Half* source, float* target) {
+  const uint32_t half = source->bits, exponent = half >> 10 & 0x1f, fraction = half & 0x3ff;
+  const float subnormal = float(fraction) * 0x1p-24f;
+  uint32_t bits;
+  memcpy(&bits, &subnormal, 4);
+  if (exponent == 31)
+    bits = 0x7f800000u | fraction << 13 | uint32_t(fraction != 0) << 22;
+  else if (exponent != 0)
+    bits = (exponent + 112) << 23 | fraction << 13;
+  bits |= (half & 0x8000) << 16;
+  memcpy(target, &bits, 4);
+}
+inline void narrow(const float* source, Half* target) {
+  uint32_t bits;
+  memcpy(&bits, source, 4);
+  const uint32_t sign = bits >> 16 & 0x8000;
+  bits &= 0x7fffffff;
+  uint32_t half;
+  if (bits > 0x7f800000) {  // NaN, made quiet
+    half = 0x7e00 | (bits >> 13 & 0x3ff);
+  } else if (bits >= 0x477ff000) {  // rounds to infinity
+    half = 0x7c00;
+  } else if (bits < 0x38800000) {  // zero or subnormal: adding 0.5 aligns the fraction and rounds it
+    float magnitude;
+    memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;
+    memcpy(&bits, &magnitude, 4);
+    half = bits - 0x3f000000;
+  } else {
+    half = (bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13;
+  }
+  target->bits = uint16_t(sign | half);
+}
+#endif
+
+inline Vector<float> load(const Half* source) {
+  float lanes[16];
+  for (int i = 0; i < 16; i += kPiece) widen(source + i, lanes + i);
+  return load(lanes);
+}
+inline void store(Half* target, const Vector<float>& v) {
+  float lanes[16];
+  store(lanes, v);
+  for (int i = 0; i < 16; i += kPiece) narrow(lanes + i, target + i);
+}
+
+typedef uint16_t NativeBits16 __attribute__((vector_size(kNativeBytes / 2)));
+constexpr int kNativeFloats = kNativeBytes / 4;
+
+inline Vector<float> load(const BFloat16* source) {
+  Vector<float> out;
+  for (int p = 0; p < kParts; ++p) {
+    NativeBits16 bits;
+    memcpy(&bits, source + p * kNativeFloats, sizeof(bits));
+    const Native<uint32_t> wide = __builtin_convertvector(bits, Native<uint32_t>) << 16;
+    memcpy(&out.part[p], &wide, sizeof(wide));
+  }
+  return out;
+}
+inline void store(BFloat16* target, const Vector<float>& v) {
+  for (int p = 0; p < kParts; ++p) {
+    Native<uint32_t> bits;
+    memcpy(&bits, &v.part[p], sizeof(bits));
+    const Native<uint32_t> nearest = (bits + ((bits >> 16 & 1) + 0x7fff)) >> 16;
+    const Native<uint32_t> rounded = v.part[p] == v.part[p] ? nearest : bits >> 16 | 0x40;
+    const NativeBits16 narrow = __builtin_convertvector(rounded, NativeBits16);
+    memcpy(target + p * kNativeFloats, &narrow, sizeof(narrow));
+  }
+}
+
+template <class T>
+inline Vector<Compute<T>> load_first(const T* source, int64_t count) {
+  T lanes[Vector<Compute<T>>::kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = source[i];
+  return load(lanes);
+}
+template <class T>
+inline void store_first(T* target, const Vector<Compute<T>>& v, int64_t count) {
+  T lanes[Vector<Compute<T>>::kLanes];
+  store(lanes, v);
+  for (int64_t i = 0; i < count; ++i) target[i] = lanes[i];
+}
+
+template <class A>
+inline Vector<Index<A>> load_indices(const int32_t* source, int64_t count) {
+  Index<A> lanes[Vector<A>::kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) lanes[i] = source[i];
+  return load(lanes);
+}
+template <class A>
+inline void store_indices(int32_t* target, const Vector<Index<A>>& v, int64_t count) {
+  Index<A> lanes[Vector<A>::kLanes];
+  store(lanes, v);
+  for (int64_t i = 0; i < count; ++i) target[i] = int32_t(lanes[i]);
+}
+
+#endif
+
+// Asks for what a walk through memory reads, or writes, a little later: the hardware's own prefetching stops at each page.
+constexpr int64_t kPrefetchBytes = 2048;
+
+template <class T>
+inline void prefetch_read(const T* source) {
+  __builtin_prefetch(reinterpret_cast<const char*>(source) + kPrefetchBytes, 0, 2);
+}
+template <class T>
+inline void prefetch_write(T* target) {
+  __builtin_prefetch(reinterpret_cast<char*>(target) + kPrefetchBytes, 1, 2);
+}
+
+// ---- A run of columns -----------------------------------------------------------------------------------------------
+
+// The first `count` lanes of a vector, the others zero; a compile-time count of all lanes folds to a plain load.
+template <class T>
+inline Vector<Compute<T>> load_some(const T* source, int64_t count) {
+  return count == Vector<Compute<T>>::kLanes ? load(source) : load_first(source, count);
+}
+template <class T>
+inline void store_some(T* target, const Vector<Compute<T>>& v, int64_t count) {
+  count == Vector<Compute<T>>::kLanes ? store(target, v) : store_first(target, v, count);
+}
+
+// body(column, count) for each vector of [begin, end); only the last count may be less than kLanes.
+template <int kLanes, class F>
+inline __attribute__((always_inline)) void for_vectors(int64_t begin, int64_t end, F body) {
+  int64_t j = begin;
+  for (; j + kLanes <= end; j += kLanes) body(j, int64_t(kLanes));
+  if (j < end) body(j, end - j);
+}
+
+}  // namespace cbam_fused::CBAM_CPU_CAPABILITY
