@@ -31,13 +31,14 @@ def progress() -> Progress:
 
 
 def environment() -> dict[str, Any]:
-    """Date, threads, versions, backends, build and machine: what a time means nothing without."""
+    """Date, threads, load, versions, backends, build and machine, before anything is measured."""
     backend, reason = backends.choose(torch.device("cpu"))
     sections = info.collect()
     sections["versions"]["timm"] = timm.__version__
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 2),
         "backend": f"{backend.name}: {reason}",
         **sections,
     }
@@ -47,7 +48,8 @@ def heading(environment: dict[str, Any]) -> str:
     """The machine and the versions in a few lines."""
     cpu, versions = environment["cpu"], environment["versions"]
     return (
-        f"{cpu['model']}, {environment['threads']} threads, {cpu['cores']} cores\n"
+        f"{cpu['model']}, {environment['threads']} threads, {cpu['cores']} cores, "
+        f"load average {environment['load_average']} (times want an idle machine)\n"
         f"torch {versions['torch']}, timm {versions['timm']}, cbam_fused {versions['cbam_fused']}\n"
         f"backend {environment['backend']}"
     )

@@ -1,4 +1,7 @@
-"""Fused attention gates for convolutional networks: CBAM under PyTorch autograd, with nothing changed but the speed."""
+"""Fused attention gates for convolutional networks.
+
+CBAM under PyTorch autograd, with nothing changed but the speed.
+"""
 
 from cbam_fused.backends import use_backend
 from cbam_fused.functional import cbam

@@ -1,8 +1,8 @@
 """The backends: objects with the five operations, and the choice between them.
 
-The choice is made per call and per device: on a CPU the compiled library if it loaded, else the reference (pure PyTorch);
-the reference on every other device. It can be overridden with `use_backend` or the environment variable
-``CBAM_FUSED_BACKEND``, and `choose` says why it chose.
+The choice is made per call and per device: on a CPU the compiled library if it loaded, else the
+reference (pure PyTorch); the reference on every other device. It can be overridden with
+`use_backend` or the environment variable ``CBAM_FUSED_BACKEND``, and `choose` says why it chose.
 """
 
 import contextlib
@@ -16,7 +16,10 @@ from cbam_fused import library, reference
 
 
 class Backend(NamedTuple):
-    """One implementation of the operations of `cbam_fused.schemas`, callable with their arguments in their order."""
+    """One implementation of the operations of `cbam_fused.schemas`.
+
+    Each is callable with its arguments in their order.
+    """
 
     name: str
     cbam_inference: Callable
@@ -32,20 +35,19 @@ def _from(name: str, functions: Callable[[str], Callable]) -> Backend:
 
 _BACKENDS = {"reference": _from("reference", lambda name: getattr(reference, name))}
 if library.loaded:
-    _BACKENDS["cpu"] = _from(
-        "cpu", lambda name: getattr(getattr(torch.ops.cbam_fused, name), "default")
-    )
+    _BACKENDS["cpu"] = _from("cpu", lambda name: getattr(torch.ops.cbam_fused, name).default)
 
 NAMES = ("cpu", "reference")
 _forced: str | None = os.environ.get("CBAM_FUSED_BACKEND") or None
 
 
 def get(name: str) -> Backend:
-    """The backend called `name`. Raises ValueError for an unknown name, RuntimeError if it is not usable here."""
+    """The backend called `name`.
+
+    Raises ValueError for an unknown name, RuntimeError if it is not usable here.
+    """
     if name not in NAMES:
-        raise ValueError(
-            f"cbam_fused: backend must be one of {', '.join(NAMES)}; got {name!r}"
-        )
+        raise ValueError(f"cbam_fused: backend must be one of {', '.join(NAMES)}; got {name!r}")
     if name not in _BACKENDS:
         raise RuntimeError(f"cbam_fused: backend {name} is not usable here: {library.reason}")
     return _BACKENDS[name]
@@ -78,10 +80,10 @@ def choose(device: torch.device) -> tuple[Backend, str]:
 
 @contextlib.contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Within the context every call uses the backend `name` (None: the automatic choice), in all threads.
+    """Within the context every call uses the backend `name`, in all threads.
 
-    Raises ValueError for an unknown name and RuntimeError if that backend is not usable here. A backward pass uses the
-    backend of its forward pass.
+    None: the automatic choice. Raises ValueError for an unknown name and RuntimeError if that
+    backend is not usable here. A backward pass uses the backend of its forward pass.
     """
     global _forced
     if name is not None:

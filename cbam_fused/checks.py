@@ -33,7 +33,8 @@ def canonical_pool(pool: str, op: str = "cbam") -> str:
     types = pool.split("+") if isinstance(pool, str) else []
     if not types or not set(types) <= set(POOL_TYPES) or len(set(types)) != len(types):
         raise ValueError(
-            f"{op}: pool must be light or a subset of {', '.join(POOL_TYPES)} joined by +; got {pool!r}"
+            f"{op}: pool must be light or a subset of {', '.join(POOL_TYPES)} joined by +; "
+            f"got {pool!r}"
         )
     return "+".join(t for t in POOL_TYPES if t in types)
 
@@ -52,7 +53,10 @@ def _parameter(
 
 
 def tensor_x(x: Tensor) -> None:
-    """Raises unless x is [N, C, H, W] in a supported dtype, with something to pool in each sample."""
+    """Raises unless x is [N, C, H, W] in a supported dtype.
+
+    There must be something to pool in each sample.
+    """
     if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in _FLOATS:
         _fail(TypeError, "x", f"[N, C, H, W] in {_FLOATS_TEXT}", x)
     if 0 in x.shape[1:]:
@@ -78,7 +82,10 @@ def cbam(
     ties: str,
     activation: str,
 ) -> str:
-    """Checks all arguments of `cbam_fused.cbam` behind x, which has passed `tensor_x`; returns the canonical form of `pool`."""
+    """Checks all arguments of `cbam_fused.cbam` behind x, which has passed `tensor_x`.
+
+    Returns the canonical form of `pool`.
+    """
     c = x.shape[1]
     pool = canonical_pool(pool)
     choice("maps", maps, MAPS)
@@ -123,7 +130,9 @@ def cbam(
     if (norm_weight is not None or norm_bias is not None) and not normalises:
         given = norm_weight if norm_weight is not None else norm_bias
         expected = "None without running statistics or batch_statistics"
-        _fail(ValueError, "norm_weight" if norm_weight is not None else "norm_bias", expected, given)
+        _fail(
+            ValueError, "norm_weight" if norm_weight is not None else "norm_bias", expected, given
+        )
     if conv_weight is not None and batch_statistics and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         _fail(ValueError, "x", "more than one pixel in the batch for batch_statistics", x)
 

@@ -1,4 +1,7 @@
-"""The public functional form of the CBAM gate: checks, autocast, the choice of a backend, running statistics."""
+"""The public functional form of the CBAM gate.
+
+Checks, autocast, the choice of a backend, running statistics.
+"""
 
 import torch
 from torch import Tensor
@@ -38,38 +41,44 @@ def cbam(
     """CBAM (Woo et al., ECCV 2018, section 3): channel gate, then spatial gate, fused.
 
     ``y = act(x * Mc * Ms + residual)`` with ``Mc = sigmoid(MLP(pool(x)))`` per channel and
-    ``Ms = sigmoid(norm(conv(max and mean over channels of x * Mc)))`` per pixel. Sums, gates and the norm are computed
-    in float32 (float64 for a float64 x), whatever the dtype of x. Differentiable once, in x, residual and all
-    parameters.
+    ``Ms = sigmoid(norm(conv(max and mean over channels of x * Mc)))`` per pixel. Sums, gates and
+    the norm are computed in float32 (float64 for a float64 x), whatever the dtype of x.
+    Differentiable once, in x, residual and all parameters.
 
     Args:
-        x: ``[N, C, H, W]``, NCHW or channels_last (others are copied), float32, float16, bfloat16 or float64.
-            Under autocast a float32 x is cast to the autocast dtype; parameters are not.
+        x: ``[N, C, H, W]``, NCHW or channels_last (others are copied), float32, float16, bfloat16
+            or float64. Under autocast a float32 x is cast to the autocast dtype; parameters are
+            not.
         mlp_weight1: ``[R, C]`` or ``[R, C, 1, 1]``; None: no hidden layer.
         mlp_bias1: ``[R]`` or None.
         mlp_weight2: ``[C, R]`` or ``[C, R, 1, 1]``; ``[C, C]`` where mlp_weight1 is None.
         mlp_bias2: ``[C]`` or None.
-        conv_weight: ``[1, 2, k, k]``, k odd (``[1, 1, k, k]`` for ``maps="light"``); None: channel gate only.
+        conv_weight: ``[1, 2, k, k]``, k odd (``[1, 1, k, k]`` for ``maps="light"``); None: channel
+            gate only.
         conv_bias: ``[1]`` or None.
         norm_weight, norm_bias: ``[1]`` or None, of the batch norm behind the convolution.
-        running_mean, running_var: ``[1]``. Without ``batch_statistics`` they normalise, and without them there is no
-            norm; with it they are updated in place (unbiased variance), if given.
+        running_mean, running_var: ``[1]``. Without ``batch_statistics`` they normalise, and without
+            them there is no norm; with it they are updated in place (unbiased variance), if given.
         residual: as x in shape; added after the gate. ``residual=x`` gives ``x + gate(x)``.
-        batch_statistics: normalise with the mean and variance over this batch, as a batch norm in training does.
+        batch_statistics: normalise with the mean and variance over this batch, as a batch norm in
+            training does.
         momentum: weight of this batch in the running statistics.
         eps: added to the variance.
-        pool: what is pooled over H*W: ``avg``, ``max``, ``lp`` (p = 2), ``lse`` joined by ``+``, each a branch of the
-            MLP; or ``light``: one branch ``0.5 avg + 0.5 max``.
-        maps: order of the two pooled maps, ``max_mean`` (official) or ``mean_max``; or ``light``: one map
-            ``0.5 mean + 0.5 max``.
-        ties: the gradient of a maximum goes to the ``first`` index (as ``max(dim)``) or is spread ``even`` (as ``amax``).
+        pool: what is pooled over H*W: ``avg``, ``max``, ``lp`` (p = 2), ``lse`` joined by ``+``,
+            each a branch of the MLP; or ``light``: one branch ``0.5 avg + 0.5 max``.
+        maps: order of the two pooled maps, ``max_mean`` (official) or ``mean_max``; or ``light``:
+            one map ``0.5 mean + 0.5 max``.
+        ties: the gradient of a maximum goes to the ``first`` index (as ``max(dim)``) or is spread
+            ``even`` (as ``amax``).
         activation: ``none``, ``relu`` or ``relu6``, after the residual.
 
     Returns:
-        y, in shape, dtype and strides as x.
+        y, in shape and dtype as x; in its strides too if x is NCHW or channels_last, else
+        contiguous NCHW.
 
     Raises:
-        TypeError, ValueError: an argument does not fit; the message names it, what was expected and what came.
+        TypeError, ValueError: an argument does not fit; the message names it, what was expected
+            and what came.
         RuntimeError: a second derivative is asked for.
     """
     checks.tensor_x(x)

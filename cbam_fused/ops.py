@@ -1,7 +1,8 @@
 """The five operations as `torch.ops.cbam_fused.*`, and one autograd function over their composite.
 
-`cbam_fused.schemas` states every argument. The operations have fake implementations (meta tensors, torch.compile,
-torch.export) whose strides equal the real ones, and no autograd of their own: `Cbam` spans the whole gate.
+`cbam_fused.schemas` states every argument. The operations have fake implementations (meta tensors,
+torch.compile, torch.export) whose strides equal the real ones, and no autograd of their own:
+`Cbam` spans the whole gate.
 """
 
 import torch
@@ -131,7 +132,10 @@ for _name in SCHEMAS:
 
 
 class _FirstDerivativeOnly(torch.autograd.Function):
-    """Passes gradients through, tied to what they were computed from, so that differentiating them again raises."""
+    """Passes gradients through, tied to what they were computed from.
+
+    So differentiating them again raises.
+    """
 
     @staticmethod
     def forward(ctx, count, *tensors):
@@ -148,8 +152,8 @@ class _FirstDerivativeOnly(torch.autograd.Function):
 class Cbam(torch.autograd.Function):
     """The whole gate: forward = attend, apply; backward = backward_reduce, backward_input.
 
-    Returns y, and the batch's mean and biased variance of the logits ([0] without batch statistics). Saves x, y where
-    an activation follows, and maps of at most N*H*W or N*C values.
+    Returns y, and the batch's mean and biased variance of the logits ([0] without batch
+    statistics). Saves x, y where an activation follows, and maps of at most N*H*W or N*C values.
     """
 
     @staticmethod
@@ -215,10 +219,7 @@ class Cbam(torch.autograd.Function):
             masked_grad, channel_sums, norm_grad, norm_sums = ctx.backend.cbam_backward_reduce(
                 grad, x, y, channel_gate, logits, *norm, ctx.eps, ctx.activation
             )
-            if ctx.activation != "none":
-                residual_grad = masked_grad
-            else:
-                residual_grad = grad
+            residual_grad = masked_grad if ctx.activation != "none" else grad
             count = x.shape[0] * x.shape[2] * x.shape[3]
             x_grad, *mlp_grads, conv_weight_grad, conv_bias_grad = ctx.backend.cbam_backward_input(
                 residual_grad,

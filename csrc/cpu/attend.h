@@ -38,8 +38,8 @@ struct Attend {
 
   // Samples [begin, end), then finish(n, logits) for each of them.
   template <class F>
-  void run_group(int64_t begin, int64_t end, bool spread, Convolution<A>* convolution,
-                 const ChannelResults<A>& channel, const SpatialResults<A>& spatial, F& finish) const {
+  void run_group(int64_t begin, int64_t end, bool spread, Convolution<A>* convolution, const ChannelResults<A>& channel,
+                 const SpatialResults<A>& spatial, F& finish) const {
     const auto blocks = [&](int64_t count, int64_t work, const auto& f) {
       if (spread)
         parallel_blocks(count, work, f);
@@ -48,7 +48,8 @@ struct Attend {
     };
     const int64_t pixels = shape.pixels();
     for (int64_t n = begin; n < end; ++n)
-      blocks(shape.c, pixels, [&](int64_t from, int64_t to) { pool_pixels(shape, x, n, from, to, pool, ties, channel); });
+      blocks(shape.c, pixels,
+             [&](int64_t from, int64_t to) { pool_pixels(shape, x, n, from, to, pool, ties, channel); });
     channel_gate(shape, mlp, pool, begin, end, spread, channel);
     for (int64_t n = end - 1; n >= begin; --n) {
       const int64_t place = n * spatial.apart;

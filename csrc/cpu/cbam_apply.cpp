@@ -24,8 +24,7 @@ Tensor cbam_apply(Tensor x_in, Tensor channel_gate, OptionalTensor logits, Optio
     const auto samples = [&](int64_t begin, int64_t end, bool spread) {
       std::vector<A> spatial_gate(s.pixels(), A(1));
       for (int64_t n = end - 1; n >= begin; --n) {
-        if (z)
-          kernels<A>().gate(data<A>(z) + n * s.pixels(), s.pixels(), norm.scale, norm.shift, spatial_gate.data());
+        if (z) kernels<A>().gate(data<A>(z) + n * s.pixels(), s.pixels(), norm.scale, norm.shift, spatial_gate.data());
         const auto rows = [&](int64_t from, int64_t to) {
           apply_rows(s, data<T>(x), data<T>(added), out, n, from, to, data<A>(gates) + n * s.c, spatial_gate.data(),
                      bounds);

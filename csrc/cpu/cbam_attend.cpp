@@ -67,11 +67,11 @@ AttendResult cbam_attend(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor
             if (statistics) samples[n] = Statistics::of(sample_logits, s.pixels());
           };
         };
-        attend.run(ChannelResults<A>{mutable_data<A>(descriptors), mutable_data<A>(hidden), mutable_data<A>(gates),
-                                     attend.pool.max ? mutable_data<int32_t>(pixel_ties) : nullptr},
-                   SpatialResults<A>{mutable_data<A>(pooled), mutable_data<A>(logits),
-                                     mutable_data<int32_t>(channel_ties), 1},
-                   make_finish);
+        attend.run(
+            ChannelResults<A>{mutable_data<A>(descriptors), mutable_data<A>(hidden), mutable_data<A>(gates),
+                              attend.pool.max ? mutable_data<int32_t>(pixel_ties) : nullptr},
+            SpatialResults<A>{mutable_data<A>(pooled), mutable_data<A>(logits), mutable_data<int32_t>(channel_ties), 1},
+            make_finish);
         if (statistics) {
           Statistics batch;
           for (const Statistics& sample : samples) batch.count ? batch.merge(sample) : void(batch = sample);

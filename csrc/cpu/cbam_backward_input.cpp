@@ -1,8 +1,10 @@
 // cbam_backward_input: dx and the gradients of the parameters, in three steps.
-//   1. per sample: the norm's and the convolution's backward on maps; t2[n, c] = sum_hw x (ds_mean / C + ds_max share_c),
+//   1. per sample: the norm's and the convolution's backward on maps; t2[n, c] = sum_hw x (ds_mean / C + ds_max
+//   share_c),
 //      the one pass over x; the gradient of the channel logits, (channel_sums + t2) Mc (1 - Mc)
 //   2. for all samples: the MLP's backward
-//   3. per sample: dx = Mc (g Ms + ds_mean / C + ds_max share_c) + davg / HW + dmax share_hw + ..., reading g, writing dx
+//   3. per sample: dx = Mc (g Ms + ds_mean / C + ds_max share_c) + davg / HW + dmax share_hw + ..., reading g, writing
+//   dx
 // share: 1 at the saved index (ties first), or 1 / count at each maximum (ties even; reads x again, as lp and lse do).
 #include "forward.h"
 
@@ -115,7 +117,8 @@ struct BackwardInput {
     const A* max = ties == Ties::kEven ? pooled + n * 2 * s.pixels() + maps.max * s.pixels() : nullptr;
     const Kernels<T>& k = kernels<T>();
     if (s.channels_last)
-      k.weigh_columns(source, s.rows(), s.columns(), begin, end, &pixel_offset[at], gate, max, &pixel_max_grad[at], sums);
+      k.weigh_columns(source, s.rows(), s.columns(), begin, end, &pixel_offset[at], gate, max, &pixel_max_grad[at],
+                      sums);
     else
       k.weigh_rows(source, s.columns(), begin, end, &pixel_offset[at], gate, max, &pixel_max_grad[at], sums);
   }
@@ -148,8 +151,7 @@ struct BackwardInput {
         if (logits) {
           A* grads = &per_sample[n * (taps() + 1)];
           grads[taps()] = spatial_backward(n, *forward, *transposed, z_grad.get(), map_grad.get(), grads);
-          blocks(spread, s.c, pixels,
-                 [&](int64_t from, int64_t to) { channel_sums_of_maps(n, from, to, sums.get()); });
+          blocks(spread, s.c, pixels, [&](int64_t from, int64_t to) { channel_sums_of_maps(n, from, to, sums.get()); });
           for (int64_t c = 0; c < s.c; ++c) totals[c] += sums[c];
           if (ties == Ties::kFirst) scatter_max(n, totals.get());
         } else {
@@ -343,7 +345,11 @@ BackwardInputResult cbam_backward_input(Tensor grad_in, Tensor x_in, Tensor chan
                                    Pool(pool),
                                    Maps(maps),
                                    parse_ties(ties),
-                                   {}, {}, {}, {}, {}};
+                                   {},
+                                   {},
+                                   {},
+                                   {},
+                                   {}};
       const int64_t reduced = backward.mlp.reduced();
       Tensor x_grad = torch::stable::empty_like(x);
       const auto like = [&](const OptionalTensor& t, ScalarType absent) {

@@ -18,8 +18,8 @@ struct Reduce {
   const A* channel_gate;  // [N, C]
   Activation<A> activation;
 
-  // Sample n: row and column sums of its matrix. `partial` has room for one leaf, or for all with `spread`; `totals` for
-  // the columns.
+  // Sample n: row and column sums of its matrix. `partial` has room for one leaf, or for all with `spread`; `totals`
+  // for the columns.
   void run(int64_t n, const A* spatial_gate, bool spread, A* partial, double* totals, A* channel_sums,
            A* pixel_sums) const {
     const int64_t offset = n * s.sample(), columns = s.columns();
@@ -81,8 +81,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_backward_reduce(Tensor grad_in, 
     Tensor norm_sums = new_compute<A>({norm.present ? 2 : 0});
     std::vector<Wide<A>> sums(2 * s.n);  // per sample: of norm_grad, and of norm_grad * normalised logits
 
-    const Reduce<T> reduce{s, data<T>(grad), data<T>(x), data<T>(y), active ? mutable_data<T>(masked) : nullptr,
-                           data<A>(gates), parse_activation<A>(activation)};
+    const Reduce<T> reduce{s,
+                           data<T>(grad),
+                           data<T>(x),
+                           data<T>(y),
+                           active ? mutable_data<T>(masked) : nullptr,
+                           data<A>(gates),
+                           parse_activation<A>(activation)};
     const auto samples = [&](int64_t begin, int64_t end, bool spread) {
       const int64_t pixels = s.pixels(), leaves = (s.rows() + kLeafRows - 1) / kLeafRows;
       const auto partial = scratch<A>((spread ? leaves : 1) * s.columns());

@@ -1,6 +1,6 @@
 // cbam_inference: y = act(x * Mc * Ms + residual), both gates and the norm in one call.
-// x, y, residual [N, C, H, W]; a sample is read three times, from the cache after the first if it fits, and written once.
-// Threads take whole samples; where there are too few, each pass over a sample is spread over them.
+// x, y, residual [N, C, H, W]; a sample is read three times, from the cache after the first if it fits, and written
+// once. Threads take whole samples; where there are too few, each pass over a sample is spread over them.
 #include "attend.h"
 
 namespace cbam_fused {
@@ -39,8 +39,8 @@ Tensor cbam_inference(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor ml
                       rows(0, s.rows());
                   };
                 };
-                attend.run(ChannelResults<A>{descriptors.get(), hidden.get(), gates.get(), nullptr}, SpatialResults<A>{},
-                           make_finish);
+                attend.run(ChannelResults<A>{descriptors.get(), hidden.get(), gates.get(), nullptr},
+                           SpatialResults<A>{}, make_finish);
               });
   return y;
 }

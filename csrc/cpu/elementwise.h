@@ -108,10 +108,10 @@ void input_gradient(const T* grad, const T* x, T* x_grad, int64_t columns, int64
       V du = multiply_add(load_some(grad + at, count), pixel(t.spatial_gate), pixel(t.pixel_offset));
       V direct = channel(t.channel_offset);
       if constexpr (ties == Ties::kFirst) {
-        const I chosen_channel = rows_are_channels ? load_indices<A>(t.channel_index + j, count)
-                                                   : broadcast(Index<A>(t.channel_index[row]));
-        const I chosen_pixel = rows_are_channels ? broadcast(Index<A>(t.pixel_index[row]))
-                                                 : load_indices<A>(t.pixel_index + j, count);
+        const I chosen_channel =
+            rows_are_channels ? load_indices<A>(t.channel_index + j, count) : broadcast(Index<A>(t.channel_index[row]));
+        const I chosen_pixel =
+            rows_are_channels ? broadcast(Index<A>(t.pixel_index[row])) : load_indices<A>(t.pixel_index + j, count);
         du = du + select(chosen_channel, channels, Equal(), pixel(t.pixel_max_grad), zero);
         direct = direct + select(chosen_pixel, pixels, Equal(), channel(t.channel_max_grad), zero);
       } else {
@@ -122,8 +122,7 @@ void input_gradient(const T* grad, const T* x, T* x_grad, int64_t columns, int64
       if (powers) {
         const V v = load_some(x + at, count);
         if (t.channel_lp_grad) direct = direct + v * channel(t.channel_lp_grad);
-        if (t.channel_lse)
-          direct = direct + exponential(v - channel(t.channel_lse)) * channel(t.channel_lse_grad);
+        if (t.channel_lse) direct = direct + exponential(v - channel(t.channel_lse)) * channel(t.channel_lse_grad);
       }
       store_some(x_grad + at, multiply_add(gate, du, direct), count);
     });

@@ -61,8 +61,8 @@ void pool_pixels(const Shape& s, const T* x, int64_t n, int64_t begin, int64_t e
   }
 }
 
-// The MLP and its sigmoid for samples [begin, end): descriptors -> hidden -> channel_gate. With `spread`, the rows of both
-// layers are spread over the threads.
+// The MLP and its sigmoid for samples [begin, end): descriptors -> hidden -> channel_gate. With `spread`, the rows of
+// both layers are spread over the threads.
 template <class W>
 void channel_gate(const Shape& s, const Mlp<W>& mlp, const Pool& pool, int64_t begin, int64_t end, bool spread,
                   const ChannelResults<Compute<W>>& out) {

@@ -13,7 +13,8 @@ template <class T>
 void reduce_rows_any(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, const Compute<T>* column_scale,
                      Ties ties, Compute<T>* sum, Compute<T>* max, int32_t* tie) {
   const auto run = [&](auto kernel) { kernel(x, columns, row_begin, row_end, column_scale, sum, max, tie); };
-  if (ties == Ties::kNone) return run(column_scale ? reduce_rows<T, Ties::kNone, true> : reduce_rows<T, Ties::kNone, false>);
+  if (ties == Ties::kNone)
+    return run(column_scale ? reduce_rows<T, Ties::kNone, true> : reduce_rows<T, Ties::kNone, false>);
   if (ties == Ties::kFirst)
     return run(column_scale ? reduce_rows<T, Ties::kFirst, true> : reduce_rows<T, Ties::kFirst, false>);
   run(column_scale ? reduce_rows<T, Ties::kEven, true> : reduce_rows<T, Ties::kEven, false>);
@@ -22,9 +23,7 @@ void reduce_rows_any(const T* x, int64_t columns, int64_t row_begin, int64_t row
 template <class T>
 void reduce_columns_any(const T* x, int64_t rows, int64_t columns, int64_t column_begin, int64_t column_end,
                         const Compute<T>* row_scale, Ties ties, Compute<T>* sum, Compute<T>* max, int32_t* tie) {
-  const auto run = [&](auto kernel) {
-    kernel(x, rows, columns, column_begin, column_end, row_scale, sum, max, tie);
-  };
+  const auto run = [&](auto kernel) { kernel(x, rows, columns, column_begin, column_end, row_scale, sum, max, tie); };
   if (ties == Ties::kNone)
     return run(row_scale ? reduce_columns<T, Ties::kNone, true> : reduce_columns<T, Ties::kNone, false>);
   if (ties == Ties::kFirst)
@@ -68,12 +67,23 @@ void input_gradient_any(const T* grad, const T* x, T* x_grad, int64_t columns, i
 template <class T>
 constexpr Kernels<T> table() {
   using A = Compute<T>;
-  return {reduce_rows_any<T>,     reduce_columns_any<T>, square_rows<T>,
-          square_columns<T>,      exp_rows<T>,           exp_columns<T>,
-          apply_any<T>,           reduce_products_any<T>, weigh_rows<T>,
-          weigh_columns<T>,       input_gradient_any<T>, products<T>,
-          transposed_products<T>, outer_products<T>,     gate<A>,
-          convolve<A>,            convolve_weight_grad<A>};
+  return {reduce_rows_any<T>,
+          reduce_columns_any<T>,
+          square_rows<T>,
+          square_columns<T>,
+          exp_rows<T>,
+          exp_columns<T>,
+          apply_any<T>,
+          reduce_products_any<T>,
+          weigh_rows<T>,
+          weigh_columns<T>,
+          input_gradient_any<T>,
+          products<T>,
+          transposed_products<T>,
+          outer_products<T>,
+          gate<A>,
+          convolve<A>,
+          convolve_weight_grad<A>};
 }
 
 extern constexpr Kernels<float> kFloat = table<float>();

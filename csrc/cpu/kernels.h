@@ -45,19 +45,19 @@ struct Activation {
 // and columns of the matrix as `rows_are_channels` says.
 template <class A>
 struct InputGradientTerms {
-  const A* channel_gate;        // [C]
-  const A* channel_offset;      // [C] gradient of the average, per pixel
-  const A* channel_max_grad;    // [C] gradient of the maximum (its share, for ties even)
-  const int32_t* pixel_index;   // [C] where it goes (ties first)
-  const A* channel_max;         // [C] the maximum (ties even)
-  const A* channel_lp_grad;     // [C] times x; or null
-  const A* channel_lse;         // [C] or null
-  const A* channel_lse_grad;    // [C] times exp(x - lse)
-  const A* spatial_gate;        // [HW]
-  const A* pixel_offset;        // [HW] gradient of the mean map, per channel
-  const A* pixel_max_grad;      // [HW] gradient of the max map (its share, for ties even)
-  const int32_t* channel_index; // [HW] where it goes (ties first)
-  const A* pixel_max;           // [HW] the maximum of x * channel_gate (ties even)
+  const A* channel_gate;         // [C]
+  const A* channel_offset;       // [C] gradient of the average, per pixel
+  const A* channel_max_grad;     // [C] gradient of the maximum (its share, for ties even)
+  const int32_t* pixel_index;    // [C] where it goes (ties first)
+  const A* channel_max;          // [C] the maximum (ties even)
+  const A* channel_lp_grad;      // [C] times x; or null
+  const A* channel_lse;          // [C] or null
+  const A* channel_lse_grad;     // [C] times exp(x - lse)
+  const A* spatial_gate;         // [HW]
+  const A* pixel_offset;         // [HW] gradient of the mean map, per channel
+  const A* pixel_max_grad;       // [HW] gradient of the max map (its share, for ties even)
+  const int32_t* channel_index;  // [HW] where it goes (ties first)
+  const A* pixel_max;            // [HW] the maximum of x * channel_gate (ties even)
 };
 
 template <class T>
@@ -66,12 +66,12 @@ struct Kernels {
 
   // Sum, maximum and its ties of rows [row_begin, row_end), times column_scale if given.
   void (*reduce_rows)(const T* x, int64_t columns, int64_t row_begin, int64_t row_end,
-                      const A* column_scale,  // [columns] or null
+                      const A* column_scale,                     // [columns] or null
                       Ties ties, A* sum, A* max, int32_t* tie);  // [rows]
   // The same of columns [column_begin, column_end), times row_scale if given. Rows are read from last to first, so that
   // a pass by columns after one by rows (or the reverse) begins with what is still in the cache.
   void (*reduce_columns)(const T* x, int64_t rows, int64_t columns, int64_t column_begin, int64_t column_end,
-                         const A* row_scale,  // [rows] or null
+                         const A* row_scale,                        // [rows] or null
                          Ties ties, A* sum, A* max, int32_t* tie);  // [columns]
   // Sums of x^2, and of exp(x - center).
   void (*square_rows)(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, A* sum);
@@ -119,8 +119,8 @@ struct Kernels {
   void (*convolve)(const A* padded, int64_t maps, int64_t height, int64_t width, int64_t k, const A* weight, A bias,
                    A* out);
   // weight_grad [maps, k, k] = the padded maps correlated with z_grad [H, W + k - 1] (zeros beyond W).
-  void (*convolve_weight_grad)(const A* padded, int64_t maps, int64_t height, int64_t width, int64_t k,
-                               const A* z_grad, A* weight_grad);
+  void (*convolve_weight_grad)(const A* padded, int64_t maps, int64_t height, int64_t width, int64_t k, const A* z_grad,
+                               A* weight_grad);
 };
 
 // The table for the best capability of this machine, or a lower one asked for with CBAM_FUSED_CPU_CAPABILITY.

@@ -31,8 +31,7 @@ inline __m256i narrow(const Vector<float>& v, Half) {
 inline __m256i narrow(const Vector<float>& v, BFloat16) {
   constexpr int kKeepAllButNan = 0x11111133;  // vfixupimm: indefinite NaN for quiet and signalling ones, else itself
   const __m512 value = __m512(v.part[0]);
-  const __m512i bits =
-      _mm512_castps_si512(_mm512_fixupimm_ps(value, value, _mm512_set1_epi32(kKeepAllButNan), 0));
+  const __m512i bits = _mm512_castps_si512(_mm512_fixupimm_ps(value, value, _mm512_set1_epi32(kKeepAllButNan), 0));
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i nearest = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
   const __m512i upper_halves = _mm512_set_epi16(31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 29,
@@ -170,7 +169,7 @@ inline void store(BFloat16* target, const Vector<float>& v) {
     Native<uint32_t> bits;
     memcpy(&bits, &v.part[p], sizeof(bits));
     const Native<uint32_t> nearest = (bits + ((bits >> 16 & 1) + 0x7fff)) >> 16;
-    const Native<uint32_t> rounded = v.part[p] == v.part[p] ? nearest : bits >> 16 | 0x40;
+    const Native<uint32_t> rounded = v.part[p] == v.part[p] ? nearest : 0xffc0 - Native<uint32_t>{};
     const NativeBits16 narrow = __builtin_convertvector(rounded, NativeBits16);
     memcpy(target + p * kNativeFloats, &narrow, sizeof(narrow));
   }
@@ -204,7 +203,8 @@ inline void store_indices(int32_t* target, const Vector<Index<A>>& v, int64_t co
 
 #endif
 
-// Asks for what a walk through memory reads, or writes, a little later: the hardware's own prefetching stops at each page.
+// Asks for what a walk through memory reads, or writes, a little later: the hardware's own prefetching stops at each
+// page.
 constexpr int64_t kPrefetchBytes = 2048;
 
 template <class T>

@@ -15,8 +15,9 @@ struct Choose<false, Then, Else> {
   using type = Else;
 };
 
-// The running maximum of each lane, and with it the index of the first one or the number of them. Only with `exact` does
-// a NaN count as the maximum, as it must; the caller sees by the sum, which is then NaN too, that it needs that form.
+// The running maximum of each lane, and with it the index of the first one or the number of them. Only with `exact`
+// does a NaN count as the maximum, as it must; the caller sees by the sum, which is then NaN too, that it needs that
+// form.
 template <class A, Ties ties, bool exact>
 struct Maximum {
   using I = Index<A>;
@@ -77,14 +78,14 @@ struct Maximum {
     if constexpr (ties == Ties::kFirst) tie = select(v, value, condition, index, tie);
     // Nothing equals a NaN, so its count stays 0 once the maximum is one.
     if constexpr (ties == Ties::kEven)
-      tie = select(value, highest, Equal(), tie, Vector<I>{}) +
-            select(v, highest, Equal(), broadcast(I(1)), Vector<I>{});
+      tie =
+          select(value, highest, Equal(), tie, Vector<I>{}) + select(v, highest, Equal(), broadcast(I(1)), Vector<I>{});
     value = highest;
   }
 };
 
 // Sums along a row are made of blocks, so that no chain of additions is long enough to lose precision.
-constexpr int64_t kBlockColumns = 1024;
+constexpr int64_t kBlockColumns = 512;
 constexpr int kChains = 4;
 
 template <bool exact, class T, Ties ties, bool scaled>
@@ -94,9 +95,7 @@ void reduce_row(const T* source, int64_t columns, const Compute<T>* column_scale
   using Max = Maximum<A, ties, exact>;
   constexpr int64_t kLanes = Vector<A>::kLanes;
   const Vector<Index<A>> lane = iota<Index<A>>();
-  const auto value = [&](int64_t j) {
-    return scaled ? load(source + j) * load(column_scale + j) : load(source + j);
-  };
+  const auto value = [&](int64_t j) { return scaled ? load(source + j) * load(column_scale + j) : load(source + j); };
   Vector<A> total = {};
   Max maxima[kChains];
   for (Max& m : maxima) m = Max::lowest(lane);
@@ -153,6 +152,37 @@ void reduce_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end
 constexpr int64_t kGroupRows = 8;
 constexpr int64_t kTileColumns = 2048;
 
+// The sums of a tile's columns. Those of kLeafGroups groups are made before they are added to the total, so that no
+// chain of additions is long enough to lose precision.
+template <class A>
+class ColumnSums {
+ public:
+  ColumnSums(A* total, int64_t tile, int64_t tile_end) : total_(total), tile_(tile), tile_end_(tile_end) {}
+
+  void add(int64_t j, const Vector<A>& v, int64_t count) {
+    A* target = leaf_ + (j - tile_);
+    store_some(target, groups_ == 0 ? v : load_some(target, count) + v, count);
+  }
+  // Ends a group; `last` ends the sum.
+  void end_group(bool last) {
+    if (++groups_ < kLeafGroups && !last) return;
+    groups_ = 0;
+    for_vectors<Vector<A>::kLanes>(tile_, tile_end_, [&](int64_t j, int64_t count) {
+      const Vector<A> leaf = load_some(leaf_ + (j - tile_), count);
+      store_some(total_ + j, first_ ? leaf : load_some(total_ + j, count) + leaf, count);
+    });
+    first_ = false;
+  }
+
+ private:
+  static constexpr int kLeafGroups = 16;
+  A* total_;
+  int64_t tile_, tile_end_;
+  int groups_ = 0;
+  bool first_ = true;
+  A leaf_[kTileColumns];
+};
+
 template <class A>
 inline Vector<A> tree_sum(const Vector<A>* v) {
   return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
@@ -163,24 +193,24 @@ inline Vector<A> tree_sum(const Vector<A>* v) {
 template <int kLanes, class F>
 inline __attribute__((always_inline)) void for_groups(bool whole, int64_t begin, int64_t end, F body) {
   if (whole)
-    for_vectors<kLanes>(begin, end, [&](int64_t j, int64_t count)
-                                        __attribute__((always_inline)) { body(True(), j, count); });
+    for_vectors<kLanes>(begin, end,
+                        [&](int64_t j, int64_t count) __attribute__((always_inline)) { body(True(), j, count); });
   else
-    for_vectors<kLanes>(begin, end, [&](int64_t j, int64_t count)
-                                        __attribute__((always_inline)) { body(False(), j, count); });
+    for_vectors<kLanes>(begin, end,
+                        [&](int64_t j, int64_t count) __attribute__((always_inline)) { body(False(), j, count); });
 }
 
 template <bool exact, class T, Ties ties, bool scaled>
-void reduce_tile(const T* x, int64_t rows, int64_t columns, int64_t tile, int64_t tile_end,
-                 const Compute<T>* row_scale, Compute<T>* sum, Compute<T>* max, int32_t* tie) {
+void reduce_tile(const T* x, int64_t rows, int64_t columns, int64_t tile, int64_t tile_end, const Compute<T>* row_scale,
+                 Compute<T>* sum, Compute<T>* max, int32_t* tie) {
   using A = Compute<T>;
   using Max = Maximum<A, ties, exact>;
   constexpr int64_t kLanes = Vector<A>::kLanes;
+  ColumnSums<A> sums(sum, tile, tile_end);
   for (int64_t row_end = rows; row_end > 0; row_end -= kGroupRows) {
     const bool first = row_end == rows;
     const int64_t row = row_end - kGroupRows;
     const auto group = [&](auto whole, int64_t j, int64_t count) __attribute__((always_inline)) {
-      Vector<A> total = first ? Vector<A>{} : load_some(sum + j, count);
       Max maximum = Max::lowest(Vector<Index<A>>{});
       if (!first) maximum.value = load_some(max + j, count);
       if (!first && ties != Ties::kNone) maximum.tie = load_indices<A>(tie + j, count);
@@ -191,11 +221,12 @@ void reduce_tile(const T* x, int64_t rows, int64_t columns, int64_t tile, int64_
         if (scaled) v[k] = v[k] * broadcast(row_scale[row + k]);
         maximum.descend(v[k], broadcast(Index<A>(row + k)));
       }
-      store_some(sum + j, total + tree_sum(v), count);
+      sums.add(j, tree_sum(v), count);
       store_some(max + j, maximum.value, count);
       if (ties != Ties::kNone) store_indices<A>(tie + j, maximum.tie, count);
     };
     for_groups<kLanes>(row >= 0, tile, tile_end, group);
+    sums.end_group(row <= 0);
   }
 }
 
@@ -243,17 +274,19 @@ inline __attribute__((always_inline)) void sum_columns(const T* x, int64_t rows,
   constexpr int64_t kLanes = Vector<A>::kLanes;
   for (int64_t tile = column_begin; tile < column_end; tile += kTileColumns) {
     const int64_t tile_end = tile + kTileColumns < column_end ? tile + kTileColumns : column_end;
-    for (int64_t row = 0; row < rows; row += kGroupRows)
-      for_groups<kLanes>(row + kGroupRows <= rows, tile, tile_end,
-                         [&](auto whole, int64_t j, int64_t count) __attribute__((always_inline)) {
-                           Vector<A> group[kGroupRows] = {};
-                           for (int64_t k = 0; k < kGroupRows; ++k) {
-                             if (!whole.value && row + k >= rows) break;
-                             group[k] = term(load_some(x + (row + k) * columns + j, count), row + k, j, count);
-                           }
-                           const Vector<A> total = row == 0 ? Vector<A>{} : load_some(sum + j, count);
-                           store_some(sum + j, total + tree_sum(group), count);
-                         });
+    ColumnSums<A> sums(sum, tile, tile_end);
+    for (int64_t row = 0; row < rows; row += kGroupRows) {
+      const auto group = [&](auto whole, int64_t j, int64_t count) __attribute__((always_inline)) {
+        Vector<A> v[kGroupRows] = {};
+        for (int64_t k = 0; k < kGroupRows; ++k) {
+          if (!whole.value && row + k >= rows) break;
+          v[k] = term(load_some(x + (row + k) * columns + j, count), row + k, j, count);
+        }
+        sums.add(j, tree_sum(v), count);
+      };
+      for_groups<kLanes>(row + kGroupRows <= rows, tile, tile_end, group);
+      sums.end_group(row + kGroupRows >= rows);
+    }
   }
 }
 
@@ -274,9 +307,8 @@ template <class T>
 void exp_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, const Compute<T>* center,
               Compute<T>* sum) {
   for (int64_t row = row_begin; row < row_end; ++row)
-    sum[row] = sum_row(x + row * columns, columns, [&](const auto& v, int64_t, int64_t) {
-      return exponential(v - broadcast(center[row]));
-    });
+    sum[row] = sum_row(x + row * columns, columns,
+                       [&](const auto& v, int64_t, int64_t) { return exponential(v - broadcast(center[row])); });
 }
 
 template <class T>

@@ -1,5 +1,5 @@
-// Vectors of 64 bytes (16 floats or 8 doubles) whatever the instruction set: the lanes and the order of every sum are the
-// same in each capability. AVX2 and AVX-512 compute the same bits.
+// Vectors of 64 bytes (16 floats or 8 doubles) whatever the instruction set: the lanes and the order of every sum are
+// the same in each capability. AVX2 and AVX-512 compute the same bits.
 //
 // Everything is inside the namespace of the capability that this translation unit is compiled for, and no header of
 // the standard library or of PyTorch is included: the linker might otherwise keep the AVX-512 copy of a shared inline
@@ -131,11 +131,9 @@ inline Vector<A> multiply_add(const Vector<A>& a, const Vector<A>& b, const Vect
 // select(condition, a, b): a where the condition on the lanes of s and t holds, else b. The comparison stays beside the
 // choice so that it needs no mask in a vector register.
 template <class A, class E, class F>
-inline Vector<E> select(const Vector<A>& s, const Vector<A>& t, F condition, const Vector<E>& a,
-                        const Vector<E>& b) {
+inline Vector<E> select(const Vector<A>& s, const Vector<A>& t, F condition, const Vector<E>& a, const Vector<E>& b) {
   Vector<E> out;
-  for (int p = 0; p < kParts; ++p)
-    out.part[p] = condition(s.part[p], t.part[p]) ? a.part[p] : b.part[p];
+  for (int p = 0; p < kParts; ++p) out.part[p] = condition(s.part[p], t.part[p]) ? a.part[p] : b.part[p];
   return out;
 }
 

@@ -128,7 +128,9 @@ void convolve(const A* padded, int64_t maps, int64_t height, int64_t width, int6
       for (int64_t m = 0; m < maps; ++m)
         for (int64_t ky = 0; ky < k; ++ky) {
           const A* source = padded + m * map_size + (y + ky) * pitch + column;
-          for (int64_t kx = 0; kx < k; ++kx, ++tap, ++source) add_tap(sums, rows, *tap, source, pitch);
+          Vector<A> line[kRows] = {};
+          for (int64_t kx = 0; kx < k; ++kx, ++tap, ++source) add_tap(line, rows, *tap, source, pitch);
+          for (int r = 0; r < kRows; ++r) sums[r] = sums[r] + line[r];
         }
       const int64_t count = width - column < kLanes ? width - column : kLanes;
       for (int64_t r = 0; r < rows; ++r) store_some(out + (y + r) * width + column, sums[r], count);

@@ -58,8 +58,7 @@ inline Shape shape_of(const Tensor& dense_x) {
 }
 // t, of the shape of x, in the layout of x.
 inline Tensor in_layout(const Tensor& t, const Shape& shape) {
-  if (shape.channels_last)
-    return is_channels_last(t) ? t : torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
+  if (shape.channels_last) return is_channels_last(t) ? t : torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
   return torch::stable::contiguous(t);
 }
 
@@ -190,9 +189,9 @@ inline bool split_samples(int64_t samples) {
 template <class W>
 struct Mlp {
   using A = Compute<W>;
-  OptionalTensor weight1;        // [R, C] or [R, C, 1, 1]
-  Tensor weight2;                // [C, R] or [C, R, 1, 1]
-  std::vector<A> bias1, bias2;   // [R], [C], or empty
+  OptionalTensor weight1;       // [R, C] or [R, C, 1, 1]
+  Tensor weight2;               // [C, R] or [C, R, 1, 1]
+  std::vector<A> bias1, bias2;  // [R], [C], or empty
 
   int64_t reduced() const { return weight1 ? weight1->size(0) : 0; }
 };
@@ -229,12 +228,15 @@ struct Pool {
   bool avg, max, lp, lse, light;
 
   explicit Pool(const std::string& text) : light(text == "light") {
-    const auto has = [&](const char* type) { return ("+" + text + "+").find(std::string("+") + type + "+") != std::string::npos; };
+    const auto has = [&](const char* type) {
+      return ("+" + text + "+").find(std::string("+") + type + "+") != std::string::npos;
+    };
     avg = light || has("avg");
     max = light || has("max");
     lp = has("lp");
     lse = has("lse");
-    STD_TORCH_CHECK(avg || max || lp || lse, "cbam: pool must be light or a subset of avg, max, lp, lse joined by +; got ", text);
+    STD_TORCH_CHECK(avg || max || lp || lse,
+                    "cbam: pool must be light or a subset of avg, max, lp, lse joined by +; got ", text);
   }
   int64_t count() const { return avg + max + lp + lse; }
   int64_t branches() const { return light ? 1 : count(); }
