@@ -65,13 +65,18 @@ def forward(module: nn.Module, x: Tensor) -> Results:
 
 
 def forward_backward(module: nn.Module, x: Tensor, grad: Tensor) -> Results:
-    """What a training step yields, by name: y, every gradient, and the buffers afterwards."""
+    """What a training step yields, by name: y, every gradient, and the buffers afterwards.
+
+    Gradients of a single value are judged together: eager's error in one number is a matter of
+    luck, and may well be 0.
+    """
     x = x.detach().requires_grad_()
     module.zero_grad(set_to_none=True)
     y = module(x)
     y.backward(grad)
     results = {"y": y.detach(), "x grad": x.grad}
-    results |= {f"{name} grad": p.grad for name, p in module.named_parameters()}
+    results |= {f"{name} grad": p.grad for name, p in module.named_parameters() if p.numel() > 1}
+    results["single gradients"] = torch.cat([p.grad for p in module.parameters() if p.numel() == 1])
     floating = ((name, b) for name, b in module.named_buffers() if b.is_floating_point())
     results |= {name: buffer.clone() for name, buffer in floating}
     module.zero_grad(set_to_none=True)

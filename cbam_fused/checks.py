@@ -1,11 +1,18 @@
 """The checks of every argument, written once, before anything is launched or changed."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from cbam_fused.schemas import ACTIVATIONS, MAPS, POOL_TYPES, TIES
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_CANONICAL_POOLS = {"light": "light"} | {
+    "+".join(chosen): "+".join(sorted(chosen, key=POOL_TYPES.index))
+    for count in range(1, len(POOL_TYPES) + 1)
+    for chosen in itertools.permutations(POOL_TYPES, count)
+}
 _FLOATS_TEXT = "float32, float16, bfloat16 or float64"
 
 
@@ -27,32 +34,50 @@ def choice(argument: str, value: object, choices: tuple[str, ...], op: str = "cb
 
 
 def canonical_pool(pool: str, op: str = "cbam") -> str:
-    """`pool` with its types in the order of the contract: "max+avg" becomes "avg+max"."""
-    if pool == "light":
-        return pool
-    types = pool.split("+") if isinstance(pool, str) else []
-    if not types or not set(types) <= set(POOL_TYPES) or len(set(types)) != len(types):
+    """`pool` with its types in the order of the contract: "max+avg" becomes "avg+max".
+
+    Raises ValueError, with a message that begins with `op`, for anything else.
+    """
+    canonical = _CANONICAL_POOLS.get(pool) if isinstance(pool, str) else None
+    if canonical is None:
         raise ValueError(
             f"{op}: pool must be light or a subset of {', '.join(POOL_TYPES)} joined by +; "
             f"got {pool!r}"
         )
-    return "+".join(t for t in POOL_TYPES if t in types)
+    return canonical
 
 
 def _parameter(
-    argument: str, value: Tensor | None, shapes: tuple[list[int], ...], x: Tensor
+    argument: str, value: Tensor | None, shapes: tuple[tuple[int, ...], ...], x: Tensor
 ) -> None:
     if value is None:
         return
     if not isinstance(value, Tensor) or value.dtype not in _FLOATS:
         _fail(TypeError, argument, f"a tensor in {_FLOATS_TEXT}", value)
-    if list(value.shape) not in shapes:
-        _fail(ValueError, argument, " or ".join(map(str, shapes)), value)
+    if value.shape not in shapes:
+        _fail(ValueError, argument, " or ".join(str(list(shape)) for shape in shapes), value)
     if value.device != x.device:
         _fail(ValueError, argument, f"on the device of x, {x.device}", value)
 
 
-def tensor_x(x: Tensor) -> None:
+def residual(x: Tensor, value: Tensor | None) -> None:
+    """Raises unless `value` is None or a tensor that can be added to x."""
+    if value is not None and (
+        not isinstance(value, Tensor)
+        or value.shape != x.shape
+        or value.dtype != x.dtype
+        or value.device != x.device
+    ):
+        _fail(ValueError, "residual", f"as x, {describe(x)}", value)
+
+
+def number(argument: str, value: float) -> None:
+    """Raises TypeError unless `value` is a number."""
+    if not isinstance(value, int | float | torch.SymFloat):
+        _fail(TypeError, argument, "a number", value)
+
+
+def tensor(x: Tensor) -> None:
     """Raises unless x is [N, C, H, W] in a supported dtype.
 
     There must be something to pool in each sample.
@@ -75,19 +100,22 @@ def cbam(
     norm_bias: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    residual: Tensor | None,
     batch_statistics: bool,
+    momentum: float,
+    eps: float,
     pool: str,
     maps: str,
     ties: str,
     activation: str,
 ) -> str:
-    """Checks all arguments of `cbam_fused.cbam` behind x, which has passed `tensor_x`.
+    """Checks all arguments of `cbam_fused.cbam` behind x, which has passed `tensor`.
 
     Returns the canonical form of `pool`.
     """
     c = x.shape[1]
     pool = canonical_pool(pool)
+    number("momentum", momentum)
+    number("eps", eps)
     choice("maps", maps, MAPS)
     choice("ties", ties, TIES)
     choice("activation", activation, ACTIVATIONS)
@@ -100,25 +128,25 @@ def cbam(
         if not isinstance(mlp_weight1, Tensor) or mlp_weight1.dim() not in (2, 4):
             _fail(TypeError, "mlp_weight1", f"[R, {c}] or [R, {c}, 1, 1]", mlp_weight1)
         reduced = mlp_weight1.shape[0]
-        shapes = ([reduced, c], [reduced, c, 1, 1])
+        shapes = ((reduced, c), (reduced, c, 1, 1))
         if reduced == 0:
             _fail(ValueError, "mlp_weight1", f"[R, {c}] with R at least 1", mlp_weight1)
         _parameter("mlp_weight1", mlp_weight1, shapes, x)
-        _parameter("mlp_bias1", mlp_bias1, ([reduced],), x)
+        _parameter("mlp_bias1", mlp_bias1, ((reduced,),), x)
     if mlp_weight2 is None:
         _fail(TypeError, "mlp_weight2", f"[{c}, {reduced}] or [{c}, {reduced}, 1, 1]", mlp_weight2)
-    _parameter("mlp_weight2", mlp_weight2, ([c, reduced], [c, reduced, 1, 1]), x)
-    _parameter("mlp_bias2", mlp_bias2, ([c],), x)
+    _parameter("mlp_weight2", mlp_weight2, ((c, reduced), (c, reduced, 1, 1)), x)
+    _parameter("mlp_bias2", mlp_bias2, ((c,),), x)
 
     if conv_weight is not None:
         count = 1 if maps == "light" else 2
         k = conv_weight.shape[-1] if isinstance(conv_weight, Tensor) and conv_weight.dim() else 0
         if k % 2 == 0:
             _fail(ValueError, "conv_weight", f"[1, {count}, k, k] with k odd", conv_weight)
-        _parameter("conv_weight", conv_weight, ([1, count, k, k],), x)
+        _parameter("conv_weight", conv_weight, ((1, count, k, k),), x)
     if conv_bias is not None and conv_weight is None:
         _fail(ValueError, "conv_bias", "None where conv_weight is None", conv_bias)
-    one = ([1],)
+    one = ((1,),)
     _parameter("conv_bias", conv_bias, one, x)
     _parameter("norm_weight", norm_weight, one, x)
     _parameter("norm_bias", norm_bias, one, x)
@@ -126,6 +154,10 @@ def cbam(
     _parameter("running_var", running_var, one, x)
     if (running_mean is None) != (running_var is None):
         _fail(ValueError, "running_var", "given with running_mean or not at all", running_var)
+    if batch_statistics and not torch.compiler.is_compiling():
+        for argument, value in (("running_mean", running_mean), ("running_var", running_var)):
+            if value is not None and value.is_inference() and not torch.is_inference_mode_enabled():
+                _fail(ValueError, argument, "no inference tensor, as it is updated", value)
     normalises = batch_statistics or running_mean is not None
     if (norm_weight is not None or norm_bias is not None) and not normalises:
         given = norm_weight if norm_weight is not None else norm_bias
@@ -135,12 +167,4 @@ def cbam(
         )
     if conv_weight is not None and batch_statistics and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         _fail(ValueError, "x", "more than one pixel in the batch for batch_statistics", x)
-
-    if residual is not None and (
-        not isinstance(residual, Tensor)
-        or residual.shape != x.shape
-        or residual.dtype != x.dtype
-        or residual.device != x.device
-    ):
-        _fail(ValueError, "residual", f"as x, {describe(x)}", residual)
     return pool

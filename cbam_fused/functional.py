@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cbam_fused import backends, checks
-from cbam_fused.ops import Cbam
+from cbam_fused.ops import Cbam, dense
 from cbam_fused.reference_gates import (
     autocasts,
     cast,
@@ -47,8 +47,8 @@ def cbam(
 
     Args:
         x: ``[N, C, H, W]``, NCHW or channels_last (others are copied), float32, float16, bfloat16
-            or float64. Under autocast a float32 x is cast to the autocast dtype; parameters are
-            not.
+            or float64. Under autocast an x that is not float64 is cast to the autocast dtype;
+            parameters are not.
         mlp_weight1: ``[R, C]`` or ``[R, C, 1, 1]``; None: no hidden layer.
         mlp_bias1: ``[R]`` or None.
         mlp_weight2: ``[C, R]`` or ``[C, R, 1, 1]``; ``[C, C]`` where mlp_weight1 is None.
@@ -81,11 +81,13 @@ def cbam(
             and what came.
         RuntimeError: a second derivative is asked for.
     """
-    checks.tensor_x(x)
-    if autocasts(x.device.type):
-        if x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        residual = None if residual is None else residual.to(x.dtype)
+    checks.tensor(x)
+    if autocasts(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        if isinstance(residual, Tensor) and residual.is_floating_point():
+            residual = residual.to(dtype)
+        x = x.to(dtype)
+    checks.residual(x, residual)
     pool = checks.cbam(
         x,
         mlp_weight1,
@@ -98,8 +100,9 @@ def cbam(
         norm_bias,
         running_mean,
         running_var,
-        residual,
         batch_statistics,
+        momentum,
+        eps,
         pool,
         maps,
         ties,
@@ -130,7 +133,7 @@ def cbam(
             x, *mlp, *conv, *affine, *statistics, eps, residual, pool, maps, activation
         )
     y, batch_mean, batch_var = Cbam.apply(
-        x,
+        dense(x),
         *mlp,
         *conv,
         *affine,

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from cbam_fused import checks
 from cbam_fused import reference_gates as gates
-from cbam_fused.plan import GateSpec, call_fused, make_plan
-from cbam_fused.schemas import POOL_TYPES, TIES
+from cbam_fused.plan import GateSpec, call_fused, make_plan, pool_of, result_dtype
+from cbam_fused.schemas import ACTIVATIONS, POOL_TYPES, TIES
 
 
 class ChannelGate(nn.Module):
@@ -58,8 +58,8 @@ class CBAM(nn.Module):
 
     ``ChannelGate`` and ``SpatialGate`` hold the layers. A call does not run them: it takes their
     parameters to `cbam_fused.cbam`. It does run them where it must: while an inner module has
-    hooks, is parametrised or was replaced, or while the norm is a SyncBatchNorm that trains in
-    several processes.
+    hooks, is parametrised, or was replaced or reconfigured, while hooks on all modules are
+    registered, or while the norm is a SyncBatchNorm that trains in several processes.
 
     Args:
         gate_channels: C, the channels of x.
@@ -101,7 +101,10 @@ class CBAM(nn.Module):
         checks.choice("ties", ties, TIES, op="CBAM")
         factory = {"device": device, "dtype": dtype}
         hidden = gate_channels // reduction_ratio
-        pool = _pool(pool_types)
+        pool = pool_of(pool_types)
+        if pool is None:
+            expected = f"a list of different ones of {', '.join(POOL_TYPES)}"
+            raise ValueError(f"CBAM: pool_types must be {expected}; got {pool_types!r}")
         self.no_spatial = no_spatial
         self.ChannelGate = ChannelGate(gate_channels, hidden, pool, ties, **factory)
         if not no_spatial:
@@ -115,7 +118,7 @@ class CBAM(nn.Module):
             maps="max_mean",
             ties=ties,
         )
-        self.plan = make_plan(self, spec)
+        self._plan = make_plan(self, spec)
 
     def forward(
         self, x: Tensor, *, residual: Tensor | None = None, activation: str = "none"
@@ -128,20 +131,26 @@ class CBAM(nn.Module):
             activation: ``none``, ``relu`` or ``relu6``.
 
         Returns:
-            y, in shape, dtype and strides as x.
+            y, in shape, dtype and strides as x; under autocast in its dtype, unless x is float64.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit; nothing was changed.
         """
-        y = call_fused(self, self.plan, x, residual=residual, activation=activation)
+        y = call_fused(self, self._plan, x, residual=residual, activation=activation)
         if y is not None:
             return y
+        if not isinstance(x, torch.fx.Proxy):
+            x, residual = _checked(x, residual, activation)
         y = self.ChannelGate(x)
         if not self.no_spatial:
             y = self.SpatialGate(y)
         if residual is not None:
             y = y + residual
-        return gates.activate(y, activation)
+        y = gates.activate(y, activation)
+        return y if isinstance(x, torch.fx.Proxy) else y.to(x.dtype)
 
     def extra_repr(self) -> str:
-        return f"pool={self.plan.pool}, ties={self.plan.ties}"
+        return f"pool={self._plan.pool}, ties={self._plan.ties}"
 
 
 def _check_positive(argument: str, value: object) -> None:
@@ -149,9 +158,13 @@ def _check_positive(argument: str, value: object) -> None:
         raise ValueError(f"CBAM: {argument} must be an integer of at least 1; got {value!r}")
 
 
-def _pool(pool_types: Sequence[str]) -> str:
-    types = list(pool_types) if isinstance(pool_types, (list, tuple)) else []
-    if not types or not set(types) <= set(POOL_TYPES) or len(set(types)) != len(types):
-        expected = f"a list of different ones of {', '.join(POOL_TYPES)}"
-        raise ValueError(f"CBAM: pool_types must be {expected}; got {pool_types!r}")
-    return "+".join(name for name in POOL_TYPES if name in types)
+def _checked(x: Tensor, residual: Tensor | None, activation: str) -> tuple[Tensor, Tensor | None]:
+    """x and residual as `cbam_fused.cbam` takes them, with its checks and its autocast."""
+    checks.tensor(x)
+    dtype = result_dtype(x)
+    if dtype != x.dtype and isinstance(residual, Tensor) and residual.is_floating_point():
+        residual = residual.to(dtype)
+    x = x.to(dtype)
+    checks.residual(x, residual)
+    checks.choice("activation", activation, ACTIVATIONS)
+    return x, residual

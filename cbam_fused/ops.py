@@ -14,7 +14,7 @@ from cbam_fused.reference_gates import compute_dtype
 from cbam_fused.schemas import NAMESPACE, SCHEMAS
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
     """x itself if NCHW or channels_last, else an NCHW copy: what every backend computes on."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
         return x
@@ -22,7 +22,7 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _fake_inference(x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, *_others):
-    return torch.empty_like(_dense(x))
+    return torch.empty_like(dense(x))
 
 
 def _fake_attend(
@@ -63,7 +63,7 @@ def _fake_attend(
 
 
 def _fake_apply(x, *_others):
-    return torch.empty_like(_dense(x))
+    return torch.empty_like(dense(x))
 
 
 def _fake_backward_reduce(
@@ -72,10 +72,10 @@ def _fake_backward_reduce(
     n, c, height, width = x.shape
     spatial = logits is not None
     return (
-        torch.empty_like(_dense(x)) if activation != "none" else x.new_empty([0]),
+        torch.empty_like(dense(x)) if activation != "none" else x.new_empty([0]),
         channel_gate.new_empty([n, c]),
         channel_gate.new_empty([n, height, width] if spatial else [0]),
-        channel_gate.new_empty([2] if norm_mean is not None else [0]),
+        channel_gate.new_empty([2] if spatial and norm_mean is not None else [0]),
     )
 
 
@@ -105,7 +105,7 @@ def _fake_backward_input(
 
     reduced = [0] if mlp_weight1 is None else [mlp_weight1.shape[0]]
     return (
-        torch.empty_like(_dense(x)),
+        torch.empty_like(dense(x)),
         like(mlp_weight1, mlp_weight2),
         mlp_weight2.new_empty(reduced),
         mlp_weight2.new_empty(mlp_weight2.shape),
@@ -179,7 +179,6 @@ class Cbam(torch.autograd.Function):
         ties: str,
         activation: str,
     ):
-        x = _dense(x)
         attended = backend.cbam_attend(
             x,
             mlp_weight1,
@@ -201,9 +200,10 @@ class Cbam(torch.autograd.Function):
         norm = (norm_weight, norm_bias, norm_mean, norm_var)
         y = backend.cbam_apply(x, channel_gate, logits, *norm, eps, residual, activation)
 
-        saved_y = y if activation != "none" else None
+        # Biases only tie the gradients to all that they depend on (see _FirstDerivativeOnly).
         ctx.save_for_backward(
-            x, saved_y, channel_gate, *kept, logits, *norm, mlp_weight1, mlp_weight2, conv_weight
+            *(x, y if activation != "none" else None, channel_gate, *kept, logits, *norm),
+            *(mlp_weight1, mlp_weight2, conv_weight, mlp_bias1, mlp_bias2, conv_bias),
         )
         ctx.backend, ctx.batch_statistics, ctx.eps = backend, batch_statistics, eps
         ctx.pool, ctx.maps, ctx.ties, ctx.activation = pool, maps, ties, activation
@@ -214,7 +214,7 @@ class Cbam(torch.autograd.Function):
     def backward(ctx, grad, _mean_grad, _var_grad):
         saved = ctx.saved_tensors
         x, y, channel_gate, *kept, logits = saved[:9]
-        norm, (mlp_weight1, mlp_weight2, conv_weight) = saved[9:13], saved[13:]
+        norm, (mlp_weight1, mlp_weight2, conv_weight) = saved[9:13], saved[13:16]
         with torch.no_grad():
             masked_grad, channel_sums, norm_grad, norm_sums = ctx.backend.cbam_backward_reduce(
                 grad, x, y, channel_gate, logits, *norm, ctx.eps, ctx.activation

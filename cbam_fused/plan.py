@@ -3,19 +3,24 @@
 A `GateSpec` names the layers of a gate by their paths. `make_plan` compiles it, with the module at
 hand, into a table of every inner module; `collect` walks that table at each call and gathers the
 arguments of `cbam_fused.cbam`. It finds what would make the fused result differ from running the
-inner modules (a hook, a parametrised or replaced layer, a synchronised norm) and says so; the
-caller then runs the inner modules instead.
+inner modules (a hook, a parametrised, replaced or reconfigured layer, a synchronised norm) and says
+so; the caller then runs the inner modules instead.
 """
 
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook as has_any_global_hook
 
+from cbam_fused import checks
 from cbam_fused.functional import cbam
 from cbam_fused.reference import Norm
+from cbam_fused.reference_gates import autocasts
+from cbam_fused.schemas import POOL_TYPES
 
 torch.fx.wrap("cbam")
 
@@ -42,14 +47,46 @@ class GateSpec:
     ties: str
 
 
+Kind = tuple[type, Callable | None]  # a class, and the forward it had
+
+
 class InnerModule(NamedTuple):
-    """One module inside a gate, as it was when the plan was made."""
+    """One module inside a gate, as it was when the plan was made.
+
+    Attributes:
+        parent: its parent's place, counted as in `Plan`.
+        name, path: its name in the parent, and below the gate.
+        kind: its class and that one's forward.
+        others: what it may become without changing the result.
+        children: how many a Sequential had: it runs whatever it contains. None for other classes.
+    """
 
     parent: int
     name: str
     path: str
-    types: tuple[type, ...]
-    children: int | None  # of a Sequential, which runs whatever it contains
+    kind: Kind
+    others: tuple[Kind, ...]
+    children: int | None
+
+    def __reduce__(self) -> tuple:
+        """A pickle names the classes; their forwards are those of where it is loaded."""
+        others = tuple(cls for cls, _ in self.others)
+        return _inner_module, (*self[:3], self.kind[0], others, self.children)
+
+
+def _inner_module(parent, name, path, cls: type, others: tuple[type, ...], children) -> InnerModule:
+    kind, *others = ((cls, getattr(cls, "forward", None)) for cls in (cls, *others))
+    return InnerModule(parent, name, path, kind, tuple(others), children)
+
+
+class Setting(NamedTuple):
+    """An attribute of the module at `place` that its forward may read: a number, a text, or a tuple
+    of them (where the attribute is a list, too).
+    """
+
+    place: int
+    name: str
+    value: Any
 
 
 class Plan(NamedTuple):
@@ -60,6 +97,7 @@ class Plan(NamedTuple):
     """
 
     inner: tuple[InnerModule, ...]
+    settings: tuple[Setting, ...]
     hidden_layer: int | None
     output_layer: int
     conv: int | None
@@ -81,6 +119,14 @@ class Collected(NamedTuple):
     reason: str = ""
 
 
+# What the forward of a layer of PyTorch's reads, where that is not everything it was made with.
+_SETTINGS = {
+    nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
+    nn.Linear: (),
+    nn.ReLU: (),
+}
+_PLAIN = (bool, int, float, str)
+_EVERY_MODULE = frozenset(vars(nn.Module()))
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -98,6 +144,18 @@ def batch_norm_types(norm: nn.Module) -> tuple[type, ...]:
     return (*_BATCH_NORMS, *known) if type(norm) in known else ()
 
 
+def pool_of(pool_types: object) -> str | None:
+    """The ``pool`` of `cbam_fused.cbam` that the authors' list of pool types asks for; None if it
+    is no list of different ones.
+    """
+    if not isinstance(pool_types, (list, tuple)) or not set(pool_types) <= set(POOL_TYPES):
+        return None
+    try:
+        return checks.canonical_pool("+".join(pool_types))
+    except ValueError:
+        return None
+
+
 def make_plan(module: nn.Module, spec: GateSpec) -> Plan:
     """Compiles `spec` for `module`, whose inner modules are taken to be as they should.
 
@@ -105,6 +163,7 @@ def make_plan(module: nn.Module, spec: GateSpec) -> Plan:
         KeyError: a path of `spec` leads to no module.
     """
     inner: list[InnerModule] = []
+    settings = [*_settings(module, 0)]
     places: dict[str | None, int | None] = {None: None}
 
     def visit(parent: nn.Module, place: int, prefix: str) -> None:
@@ -112,16 +171,38 @@ def make_plan(module: nn.Module, spec: GateSpec) -> Plan:
             if child is None:
                 continue
             path = prefix + name
-            types = batch_norm_types(child) if path == spec.norm else (type(child),)
+            others = ()
+            if path == spec.norm:
+                others = batch_norm_types(child)
+            elif place == places.get(spec.norm):  # conversion to a synchronised norm may drop it
+                others = (type(None),)
             children = len(child._modules) if isinstance(child, nn.Sequential) else None
-            inner.append(InnerModule(place, name, path, types, children))
+            inner.append(_inner_module(place, name, path, type(child), others, children))
             places[path] = len(inner)
-            if path != spec.norm:  # conversion to a synchronised one may drop its children
-                visit(child, len(inner), path + ".")
+            if path != spec.norm:  # those of a norm are read at every call
+                settings.extend(_settings(child, len(inner)))
+            visit(child, len(inner), path + ".")
 
     visit(module, 0, "")
     layers = (places[path] for path in (spec.hidden_layer, spec.output_layer, spec.conv, spec.norm))
-    return Plan(tuple(inner), *layers, spec.pool, spec.maps, spec.ties)
+    return Plan(tuple(inner), tuple(settings), *layers, spec.pool, spec.maps, spec.ties)
+
+
+def _settings(module: nn.Module, place: int) -> Iterator[Setting]:
+    state = module.__dict__
+    for name in _SETTINGS.get(type(module), [name for name in state if name not in _EVERY_MODULE]):
+        if _is_plain(state[name]):
+            yield Setting(place, name, _frozen(state[name]))
+
+
+def _frozen(value: object) -> object:
+    return tuple(value) if type(value) is list else value
+
+
+def _is_plain(value: object) -> bool:
+    if type(value) in (list, tuple):
+        return all(type(item) in _PLAIN for item in value)
+    return type(value) in _PLAIN
 
 
 def call_fused(module: nn.Module, plan: Plan, x: Tensor, **epilogue: Any) -> Tensor | None:
@@ -139,14 +220,28 @@ def call_fused(module: nn.Module, plan: Plan, x: Tensor, **epilogue: Any) -> Ten
     return y
 
 
+def result_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of `cbam_fused.cbam`'s result for x: under autocast its dtype, but for float64."""
+    if x.dtype != torch.float64 and autocasts(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
 def collect(module: nn.Module, plan: Plan) -> Collected:
     """The arguments of one call of `module`, or the reason why its inner modules must run."""
-    found = [module]
-    for parent, name, path, types, children in plan.inner:
-        child = found[parent]._modules.get(name)
-        if type(child) not in types:
-            return _refuse(f"{path} is a {type(child).__name__}, it was a {types[0].__name__}")
-        state = child.__dict__  # three times as fast as the attributes
+    if has_any_global_hook():
+        return _refuse("hooks on all modules are registered")
+    states = [module.__dict__]  # three times as fast as the attributes
+    for parent, name, path, kind, others, children in plan.inner:
+        child = states[parent]["_modules"].get(name)
+        cls = type(child)
+        if cls is not kind[0] or cls.forward is not kind[1]:
+            if (cls, getattr(cls, "forward", None)) not in others:
+                return _refuse(_replaced(path, cls, kind))
+            if child is None:
+                states.append({})
+                continue
+        state = child.__dict__
         if (
             state["_forward_hooks"]
             or state["_forward_pre_hooks"]
@@ -155,16 +250,22 @@ def collect(module: nn.Module, plan: Plan) -> Collected:
             or "forward" in state
         ):
             return _refuse(f"{path} has hooks, or a forward set on the instance")
-        if children is not None and len(child._modules) != children:
-            return _refuse(f"{path} has {len(child._modules)} children, it had {children}")
-        found.append(child)
+        if children is not None and len(state["_modules"]) != children:
+            return _refuse(f"{path} has {len(state['_modules'])} children, it had {children}")
+        states.append(state)
+
+    for place, name, expected in plan.settings:
+        value = states[place].get(name)
+        if value is not expected and (not _is_plain(value) or _frozen(value) != expected):
+            path = plan.inner[place - 1].path + "." if place else ""
+            return _refuse(f"{path}{name} is {value!r}, it was {expected!r}")
 
     tensors = []
     for place in (plan.hidden_layer, plan.output_layer, plan.conv):
         if place is None:
             tensors += (None, None)
             continue
-        parameters = found[place]._parameters
+        parameters = states[place]["_parameters"]
         weight = parameters.get("weight")
         if weight is None or "bias" not in parameters:
             return _refuse(f"{plan.inner[place - 1].path} has no plain weight and bias")
@@ -172,8 +273,8 @@ def collect(module: nn.Module, plan: Plan) -> Collected:
 
     norm, counter = Norm(), None
     if plan.norm is not None:
-        layer = found[plan.norm]
-        path = plan.inner[plan.norm - 1].path
+        parent, name, path = plan.inner[plan.norm - 1][:3]
+        layer = states[parent]["_modules"][name]
         if obstacle := _norm_obstacle(layer):
             return _refuse(f"{path} {obstacle}")
         norm, counter = read_norm(layer)
@@ -203,10 +304,13 @@ def _refuse(reason: str) -> Collected:
     return Collected(None, None, reason)
 
 
+def _replaced(path: str, cls: type, kind: Kind) -> str:
+    if cls is kind[0]:
+        return f"the forward of {path}'s class, {cls.__name__}, was replaced"
+    return f"{path} is a {cls.__name__}, it was a {kind[0].__name__}"
+
+
 def _norm_obstacle(norm: nn.Module) -> str:
-    for name, child in norm._modules.items():
-        if type(child) is not nn.Identity or child._forward_hooks or child._forward_pre_hooks:
-            return f"has a {name} that is a {type(child).__name__} or has hooks"
     if "weight" not in norm._parameters or "running_mean" not in norm._buffers:
         return "has no plain weight and running_mean"
     synchronised = (

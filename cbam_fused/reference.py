@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cbam_fused import checks
 from cbam_fused import reference_gates as gates
-from cbam_fused.checks import describe
+from cbam_fused.schemas import ACTIVATIONS, MAPS, TIES
 
 
 def cbam(
@@ -82,12 +83,17 @@ def cbam(
         ``[N, C, H, W]`` in the dtype of x.
 
     Raises:
-        ValueError: batch statistics of a single value (N * H * W = 1).
+        ValueError: batch statistics of a single value (N * H * W = 1), or an unknown option.
     """
+    pool = checks.canonical_pool(pool)
+    checks.choice("maps", maps, MAPS)
+    checks.choice("ties", ties, TIES)
+    checks.choice("activation", activation, ACTIVATIONS)
     normalise_batch = batch_statistics and conv_weight is not None
     count = x.shape[0] * x.shape[2] * x.shape[3]
     if normalise_batch and count == 1:
-        raise ValueError(f"cbam: x must have N * H * W > 1 for batch statistics; got {describe(x)}")
+        got = checks.describe(x)
+        raise ValueError(f"cbam: x must have N * H * W > 1 for batch statistics; got {got}")
     values = x.to(gates.compute_dtype(x.dtype))
     mlp = (mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2)
     attended = cbam_attend(values, *mlp, conv_weight, conv_bias, normalise_batch, pool, maps, ties)
@@ -271,7 +277,8 @@ def bam(
     counts = {"N": (n, channel_layers), "N * H * W": (n * height * width, spatial_layers)}
     for name, (count, layers) in counts.items():
         if count == 1 and any(layer.norm and layer.norm.batch_statistics for layer in layers):
-            raise ValueError(f"bam: x must have {name} > 1 for batch statistics; got {describe(x)}")
+            got = checks.describe(x)
+            raise ValueError(f"bam: x must have {name} > 1 for batch statistics; got {got}")
     values = x.to(gates.compute_dtype(x.dtype))
     channel_logits = _bam_branch(values.mean((2, 3)), channel_layers, dilation)
     spatial_logits = _bam_branch(values, spatial_layers, dilation)

@@ -276,7 +276,8 @@ def sigmoid_slope(gate: Tensor) -> Tensor:
     return gate * (1 - gate)
 
 
+_ACTIVATIONS = {"none": lambda values: values, "relu": torch.relu, "relu6": functional.relu6}
+
+
 def activate(values: Tensor, activation: str) -> Tensor:
-    if activation == "none":
-        return values
-    return values.relu() if activation == "relu" else functional.relu6(values)
+    return _ACTIVATIONS[activation](values)

@@ -33,6 +33,8 @@ channel_ties  [N, H, W], int32              per pixel, as pixel_ties, over C of 
 logits        [N, H, W], compute            z, the convolution's result, before the norm
 ============  ============================  ========================================================
 
+The operations themselves do not differentiate: `cbam_fused.cbam` does.
+
 Where a thing does not exist (no spatial gate, no maximum pooled, no statistics asked for) its
 output has shape [0].
 

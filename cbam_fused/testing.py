@@ -32,7 +32,7 @@ def ulp(dtype: torch.dtype, magnitude: float) -> float:
 
 
 def _coordinate(flat_index: int, shape: torch.Size) -> list[int]:
-    return [int(i) for i in torch.unravel_index(torch.tensor(flat_index), shape)]
+    return [int(i) for i in torch.unravel_index(torch.tensor(flat_index, device="cpu"), shape)]
 
 
 def _check_masks(name: str, actual: Tensor, eager: Tensor) -> None:
@@ -49,8 +49,15 @@ def _check_masks(name: str, actual: Tensor, eager: Tensor) -> None:
             )
 
 
-def check_close(name: str, actual: Tensor, eager: Tensor, expected: Tensor) -> None:
-    """Holds `actual` to the tolerance rule.
+class Closeness(NamedTuple):
+    """The largest error of a result, and what it may be at most."""
+
+    error: float
+    bound: float
+
+
+def check_close(name: str, actual: Tensor, eager: Tensor, expected: Tensor) -> Closeness:
+    """Holds `actual` to the tolerance rule; returns how close it came.
 
     Args:
         name: what is compared, for the message.
@@ -75,7 +82,7 @@ def check_close(name: str, actual: Tensor, eager: Tensor, expected: Tensor) -> N
 
     finite = torch.isfinite(eager) & torch.isfinite(expected)
     if not finite.any():
-        return
+        return Closeness(0.0, 0.0)
 
     def error(result: Tensor) -> Tensor:
         return torch.where(finite, (result.double() - expected).abs(), 0.0).flatten()
@@ -94,6 +101,7 @@ def check_close(name: str, actual: Tensor, eager: Tensor, expected: Tensor) -> N
             f"error {errors[worst].item():.3g} > bound {bound:.3g} "
             f"(twice eager's {eager_error:.3g} plus 2 ulp of {unit:.3g})"
         )
+    return Closeness(errors[worst].item(), bound)
 
 
 def scale_error(eager: Tensor, exact: Tensor, expected: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ STABLE_TORCH_LIBRARY(cbam_fused, m) {
   m.def(
       "cbam_backward_input(Tensor grad, Tensor x, Tensor channel_gate, Tensor descriptors, Tensor hidden,"
       " Tensor pixel_ties, Tensor pooled, Tensor channel_ties, Tensor? logits, Tensor channel_sums,"
-      " Tensor? norm_grad, Tensor? norm_grad_means, Tensor? mlp_weight1, Tensor mlp_weight2, Tensor? "
-      "conv_weight, " CBAM_NORM
+      " Tensor? norm_grad, Tensor? norm_grad_means, Tensor? mlp_weight1, Tensor mlp_weight2,"
+      " Tensor? conv_weight, " CBAM_NORM
       ", str pool, str maps, str ties)"
       " -> (Tensor x_grad, Tensor mlp_weight1_grad, Tensor mlp_bias1_grad, Tensor mlp_weight2_grad,"
       " Tensor mlp_bias2_grad, Tensor conv_weight_grad, Tensor conv_bias_grad)");

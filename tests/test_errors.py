@@ -19,6 +19,11 @@ def zeros(*shape, dtype=torch.float32, device="cpu"):
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
+def inference_zeros(*shape):
+    with torch.inference_mode():
+        return torch.zeros(shape)
+
+
 def valid():
     """Arguments that work: 8 channels, 2 hidden units, a 7 x 7 kernel, a norm in training."""
     return {
@@ -61,6 +66,11 @@ ERRORS = {
                     "got float32 [1, 8, 1, 1] on cpu")),
     "channels": ({"x": zeros(2, 9, 5, 6), "residual": None}, ValueError,
                  "cbam: mlp_weight1 must be [2, 9] or [2, 9, 1, 1]; got float32 [2, 8] on cpu"),
+    "momentum": ({"momentum": None}, TypeError, "cbam: momentum must be a number; got None"),
+    "eps": ({"eps": "1e-5"}, TypeError, "cbam: eps must be a number; got '1e-5'"),
+    "running_var_inference": ({"running_var": inference_zeros(1)}, ValueError,
+                              ("cbam: running_var must be no inference tensor, as it is updated; "
+                              "got float32 [1] on cpu")),
     "mlp_weight1_rank": ({"mlp_weight1": zeros(2, 8, 1)}, TypeError,
                          ("cbam: mlp_weight1 must be [R, 8] or [R, 8, 1, 1]; got float32 [2, 8, 1] "
                          "on cpu")),

@@ -10,8 +10,8 @@ from cbam_fused.fuse import report
 from cbam_fused.fuse.adapters import ADAPTERS, Adapter, NotFusableError
 from cbam_fused.fuse.adapters.layers import expect_parameters
 from cbam_fused.fuse.report import FuseReport, GateReport
-from cbam_fused.fuse.swap import Fusion, fused_class, fusion_of
-from cbam_fused.fuse.verify import verify as compare
+from cbam_fused.fuse.swap import Fusion, fused_class, fusion_of, is_swapped_again
+from cbam_fused.fuse.verify import verify
 from cbam_fused.modules import CBAM
 from cbam_fused.plan import Plan, collect, make_plan
 
@@ -30,9 +30,11 @@ def fuse_(
     Known are timm's CbamModule and LightCbamModule, and the authors' CBAM
     (Jongchan/attention-module) wherever it was pasted. A gate keeps its parameters, buffers,
     hooks, names, state_dict and repr, and `isinstance` still holds: only its class becomes a
-    subclass whose forward is `cbam_fused.cbam`. While an inner module has a hook, is parametrised
-    or was replaced, or its batch norm is synchronised over processes, the gate runs its inner
-    modules as before.
+    subclass whose forward is `cbam_fused.cbam`. The gate runs its inner modules as before while one
+    of them has a hook, is parametrised, or was replaced or reconfigured, while hooks on all modules
+    are registered, and while its batch norm is synchronised over processes. Under autocast the
+    result is in the autocast dtype, either way, unless x is float64. torch.jit.script of a fused
+    model is not supported.
 
     Args:
         model: any module; it may itself be a gate.
@@ -78,10 +80,18 @@ def unfuse_(model: nn.Module) -> list[str]:
 
     Raises:
         TypeError: model is not a module.
+        RuntimeError: the class of a fused gate was swapped again, for a subclass of the fused one
+            (as FSDP2 does); nothing was changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"unfuse_: model must be a torch.nn.Module; got {type(model).__name__}")
     fused = [(name, m, fusion_of(m)) for name, m in model.named_modules() if fusion_of(m)]
+    for name, module, _ in fused:
+        if is_swapped_again(module):
+            raise RuntimeError(
+                f"unfuse_: the class of {name or 'the model'} was swapped again after fuse_, for "
+                f"{type(module).__name__}; undo that first; nothing was changed"
+            )
     _swap([(module, fusion.base) for _, module, fusion in fused])
     return [name for name, _, _ in fused]
 
@@ -115,15 +125,17 @@ def _examine(
     paths: list[str],
     adapter: Adapter | None,
     filter_fn: Callable[[nn.Module, str], bool] | None,
-    verify: bool,
+    verified: bool,
 ) -> tuple[GateReport, type[nn.Module] | None]:
-    """The row of one gate, and the class it shall have, if it can be fused."""
+    """The row of one gate, and the class it shall have, if it can be fused (and, where it has to be
+    `verified`, is equal).
+    """
     row = {"paths": tuple(paths), "class_name": type(module).__name__}
     if fusion := fusion_of(module):
         row |= {"adapter": fusion.adapter, "options": _options(module, fusion.plan)}
         return GateReport(status=report.ALREADY_FUSED, **row), None
     if isinstance(module, CBAM):
-        row |= {"adapter": "cbam_fused", "options": _options(module, module.plan)}
+        row |= {"adapter": "cbam_fused", "options": _options(module, module._plan)}
         return GateReport(status=report.ALREADY_FUSED, **row), None
     if filter_fn is not None and not any(filter_fn(module, path) for path in paths):
         return GateReport(status=report.FILTERED, **row), None
@@ -136,12 +148,12 @@ def _examine(
         fusion = _fusion(module, adapter)
         row["options"] = _options(module, fusion.plan)
         cls = fused_class(fusion)
-        if not verify:
+        if not verified:
             row["reason"] = "not verified, as asked"
         elif next(module.parameters()).is_meta:
             row["reason"] = "not verified: its parameters are on the meta device"
         else:
-            worst = compare(module, fusion)
+            worst = verify(module, fusion)
             row |= {"compared": worst.compared, "error": worst.error, "bound": worst.bound}
     except NotFusableError as obstacle:
         return GateReport(status=report.SKIPPED, **row | {"reason": str(obstacle)}), None
@@ -159,7 +171,7 @@ def _fusion(module: nn.Module, adapter: Adapter) -> Fusion:
         raise NotFusableError(f"its forward takes {inspect.signature(base.forward)}, not (self, x)")
     spec = adapter.describe(module)
     expect_parameters(module)
-    return Fusion(base, adapter.name, make_plan(module, spec))
+    return Fusion(base, base.forward, adapter.name, make_plan(module, spec))
 
 
 def _options(module: nn.Module, plan: Plan) -> dict[str, str | int]:

@@ -6,39 +6,57 @@ rebuilt from the original class.
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from cbam_fused.plan import Plan, call_fused
+from cbam_fused.plan import Plan, call_fused, result_dtype
 
 
 class Fusion(NamedTuple):
-    """What a fused class knows: the class it replaces, the adapter's name, where everything is."""
+    """What a fused class knows: the class it replaces and the forward that one had, the adapter's
+    name, where everything is.
+    """
 
     base: type[nn.Module]
+    forward: Callable
     adapter: str
     plan: Plan
 
 
 def fusion_of(module: nn.Module) -> Fusion | None:
-    """The `Fusion` of a module whose class was swapped, else None."""
-    return type(module).__dict__.get("_cbam_fused")
+    """The `Fusion` of a module whose class was swapped, else None.
+
+    Its class may have been swapped again, for a subclass of the fused one.
+    """
+    return getattr(type(module), "_cbam_fused", None)
+
+
+def is_swapped_again(module: nn.Module) -> bool:
+    """Whether the class of a fused module is no longer the one it was given, but a subclass."""
+    return "_cbam_fused" not in type(module).__dict__
 
 
 @functools.cache
 def fused_class(fusion: Fusion) -> type[nn.Module]:
     """The subclass of ``fusion.base`` that computes the fused gate; one for equal fusions."""
-    base, plan = fusion.base, fusion.plan
+    base, known_forward, adapter, plan = fusion
 
     def forward(self, x: Tensor) -> Tensor:
-        y = call_fused(self, plan, x)
-        return base.forward(self, x) if y is None else y
+        y = call_fused(self, plan, x) if base.forward is known_forward else None
+        if y is not None:
+            return y
+        y = base.forward(self, x)
+        return y if isinstance(x, torch.fx.Proxy) else y.to(result_dtype(x))
 
     def reduce(self, protocol: int) -> tuple:
         build, arguments, *state = super(cls, self).__reduce_ex__(protocol)
+        if type(self) is not cls:
+            return (build, arguments, *state)
         arguments = tuple(base if argument is cls else argument for argument in arguments)
-        return (_rebuild, (fusion, build, arguments), *state)
+        return (_rebuild, (base, adapter, plan, build, arguments), *state)
 
     namespace = {
         "forward": forward,
@@ -52,7 +70,9 @@ def fused_class(fusion: Fusion) -> type[nn.Module]:
     return cls
 
 
-def _rebuild(fusion: Fusion, build: Any, arguments: tuple) -> nn.Module:
+def _rebuild(
+    base: type[nn.Module], adapter: str, plan: Plan, build: Callable, arguments: tuple
+) -> nn.Module:
     module = build(*arguments)
-    module.__class__ = fused_class(fusion)
+    module.__class__ = fused_class(Fusion(base, base.forward, adapter, plan))
     return module

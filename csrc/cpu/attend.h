@@ -2,6 +2,7 @@
 // sample's maps at once, while the sample is in the cache.
 #pragma once
 
+#include "checks.h"
 #include "forward.h"
 
 namespace cbam_fused {
@@ -17,6 +18,7 @@ struct SpatialResults {
 
 template <class T, class W>
 struct Attend {
+  using Element = T;
   using A = Compute<T>;
   Shape shape;
   const T* x;
@@ -40,16 +42,10 @@ struct Attend {
   template <class F>
   void run_group(int64_t begin, int64_t end, bool spread, Convolution<A>* convolution, const ChannelResults<A>& channel,
                  const SpatialResults<A>& spatial, F& finish) const {
-    const auto blocks = [&](int64_t count, int64_t work, const auto& f) {
-      if (spread)
-        parallel_blocks(count, work, f);
-      else
-        f(0, count);
-    };
     const int64_t pixels = shape.pixels();
     for (int64_t n = begin; n < end; ++n)
-      blocks(shape.c, pixels,
-             [&](int64_t from, int64_t to) { pool_pixels(shape, x, n, from, to, pool, ties, channel); });
+      for_blocks(spread, shape.c, shape.channels_last ? kColumnBlock : 1, pixels,
+                 [&](int64_t from, int64_t to) { pool_pixels(shape, x, n, from, to, pool, ties, channel); });
     channel_gate(shape, mlp, pool, begin, end, spread, channel);
     for (int64_t n = end - 1; n >= begin; --n) {
       const int64_t place = n * spatial.apart;
@@ -57,7 +53,7 @@ struct Attend {
       if (convolution) {
         A* pooled = spatial.pooled + place * 2 * pixels;
         int32_t* tie = spatial.channel_ties ? spatial.channel_ties + place * pixels : nullptr;
-        blocks(pixels, shape.c, [&](int64_t from, int64_t to) {
+        for_blocks(spread, pixels, shape.channels_last ? 1 : kColumnBlock, shape.c, [&](int64_t from, int64_t to) {
           pool_channels(shape, x, n, from, to, channel.channel_gate + n * shape.c, tie ? ties : Ties::kNone,
                         pooled + maps.max * pixels, pooled + maps.mean * pixels, tie);
         });
@@ -86,32 +82,31 @@ struct Attend {
       for (int64_t n = begin; n < end; n += step)
         run_group(n, std::min(end, n + step), spread, convolution ? &*convolution : nullptr, channel, places, finish);
     };
-    if (split_samples(shape.n))
-      work(0, shape.n, true);
-    else
-      parallel(shape.n, 1, [&](int64_t begin, int64_t end) { work(begin, end, false); });
+    for_samples(shape.n, work);
   }
 };
 
-// Builds the above from an operation's arguments and calls f with it; x is dense.
+// Checks an operation's arguments, builds the above from them and calls f with it; x is dense.
 template <class F>
 auto with_attend(const char* op, const Tensor& x, const OptionalTensor& mlp_weight1, const OptionalTensor& mlp_bias1,
                  const Tensor& mlp_weight2, const OptionalTensor& mlp_bias2, const OptionalTensor& conv_weight,
                  const OptionalTensor& conv_bias, const std::string& pool, const std::string& maps, Ties ties, F f) {
+  const Checks checks(op, x);
+  checks.mlp(mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2);
+  checks.convolution(conv_weight, conv_bias, Maps(maps).count);
   return dispatch(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Compute<T>;
     return dispatch_weights<T>(mlp_weight2, [&](auto weight_element) {
       using W = decltype(weight_element);
-      const ScalarType dtype = std::is_same_v<W, T> ? x.scalar_type() : compute_dtype<A>();
       const Attend<T, W> attend{shape_of(x),
                                 data<T>(x),
-                                make_mlp<W>(op, dtype, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2),
+                                make_mlp<W>(mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2),
                                 Pool(pool),
                                 Maps(maps),
                                 ties,
-                                compute_values_of<A>(conv_weight, op, "conv_weight"),
-                                compute_values_of<A>(conv_bias, op, "conv_bias"),
+                                values_of<A>(conv_weight),
+                                values_of<A>(conv_bias),
                                 conv_weight ? conv_weight->size(3) : 0};
       return f(attend);
     });

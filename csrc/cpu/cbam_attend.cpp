@@ -7,27 +7,28 @@ namespace cbam_fused {
 
 namespace {
 
-// Count, mean and sum of squared deviations of `values`, in double.
+// Count, mean and sum of squared deviations of `values`.
+template <class Sum>
 struct Statistics {
-  double count = 0, mean = 0, squares = 0;
+  Sum count = 0, mean = 0, squares = 0;
 
   template <class A>
   static Statistics of(const A* values, int64_t count) {
     constexpr int64_t kChains = 8;
     const auto sum = [&](const auto& term) {
-      double chains[kChains] = {};
+      Sum chains[kChains] = {};
       int64_t i = 0;
       for (; i + kChains <= count; i += kChains)
         for (int64_t c = 0; c < kChains; ++c) chains[c] += term(values[i + c]);
       for (; i < count; ++i) chains[0] += term(values[i]);
       return ((chains[0] + chains[1]) + (chains[2] + chains[3])) + ((chains[4] + chains[5]) + (chains[6] + chains[7]));
     };
-    const double mean = sum([](double v) { return v; }) / double(count);
-    return {double(count), mean, sum([&](double v) { return (v - mean) * (v - mean); })};
+    const Sum mean = sum([](Sum v) { return v; }) / Sum(count);
+    return {Sum(count), mean, sum([&](Sum v) { return (v - mean) * (v - mean); })};
   }
 
   void merge(const Statistics& other) {
-    const double total = count + other.count, difference = other.mean - mean;
+    const Sum total = count + other.count, difference = other.mean - mean;
     squares += other.squares + difference * difference * count * other.count / total;
     mean += difference * other.count / total;
     count = total;
@@ -41,11 +42,12 @@ using AttendResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, 
 AttendResult cbam_attend(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor mlp_bias1, Tensor mlp_weight2,
                          OptionalTensor mlp_bias2, OptionalTensor conv_weight, OptionalTensor conv_bias,
                          bool batch_statistics, std::string pool, std::string maps, std::string ties) {
+  Checks("cbam_attend", x_in);
   const Tensor x = dense(x_in);
   return with_attend(
       "cbam_attend", x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, conv_weight, conv_bias, pool, maps,
       parse_ties(ties), [&](const auto& attend) -> AttendResult {
-        using T = std::remove_const_t<std::remove_pointer_t<decltype(attend.x)>>;
+        using T = typename std::decay_t<decltype(attend)>::Element;
         using A = Compute<T>;
         const Shape& s = attend.shape;
         const bool spatial = attend.kernel_size > 0;
@@ -61,10 +63,10 @@ AttendResult cbam_attend(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor
         const bool statistics = spatial && batch_statistics;
         Tensor mean = new_compute<A>({statistics}), var = new_compute<A>({statistics});
 
-        std::vector<Statistics> samples(statistics ? s.n : 0);
+        std::vector<Statistics<Wide<A>>> samples(statistics ? s.n : 0);
         const auto make_finish = [&](bool) {
           return [&](int64_t n, const A* sample_logits) {
-            if (statistics) samples[n] = Statistics::of(sample_logits, s.pixels());
+            if (statistics) samples[n] = Statistics<Wide<A>>::of(sample_logits, s.pixels());
           };
         };
         attend.run(
@@ -73,10 +75,10 @@ AttendResult cbam_attend(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor
             SpatialResults<A>{mutable_data<A>(pooled), mutable_data<A>(logits), mutable_data<int32_t>(channel_ties), 1},
             make_finish);
         if (statistics) {
-          Statistics batch;
-          for (const Statistics& sample : samples) batch.count ? batch.merge(sample) : void(batch = sample);
+          Statistics<Wide<A>> batch;
+          for (const auto& sample : samples) batch.count ? batch.merge(sample) : void(batch = sample);
           *mutable_data<A>(mean) = A(batch.mean);
-          *mutable_data<A>(var) = A(batch.squares / batch.count);
+          *mutable_data<A>(var) = batch.count ? A(batch.squares / batch.count) : A(0);
         }
         return {gates, descriptors, hidden, pixel_ties, pooled, channel_ties, logits, mean, var};
       });

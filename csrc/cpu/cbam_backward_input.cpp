@@ -1,11 +1,12 @@
 // cbam_backward_input: dx and the gradients of the parameters, in three steps.
-//   1. per sample: the norm's and the convolution's backward on maps; t2[n, c] = sum_hw x (ds_mean / C + ds_max
-//   share_c),
-//      the one pass over x; the gradient of the channel logits, (channel_sums + t2) Mc (1 - Mc)
-//   2. for all samples: the MLP's backward
-//   3. per sample: dx = Mc (g Ms + ds_mean / C + ds_max share_c) + davg / HW + dmax share_hw + ..., reading g, writing
-//   dx
+//   1. per sample: the backward of norm and convolution, on maps; then the one pass over x,
+//      t2[n, c] = sum_hw x (ds_mean / C + ds_max share_c); the channel logits' gradient is (channel_sums + t2) Mc (1 -
+//      Mc)
+//   2. for all samples: the backward of the MLP
+//   3. per sample, reading g and writing dx:
+//      dx = Mc (g Ms + ds_mean / C + ds_max share_c) + davg / HW + dmax share_hw + ...
 // share: 1 at the saved index (ties first), or 1 / count at each maximum (ties even; reads x again, as lp and lse do).
+#include "checks.h"
 #include "forward.h"
 
 namespace cbam_fused {
@@ -34,25 +35,10 @@ struct BackwardInput {
   Ties ties;
 
   // Per pixel, for all samples [N, H, W]; per channel, of the logits and of each pooled descriptor [N, P, C].
-  std::unique_ptr<A[]> spatial_gate, pixel_offset, pixel_max_grad;
-  std::unique_ptr<A[]> channel_logits_grad, descriptor_grads;
+  std::unique_ptr<A[]> spatial_gate = {}, pixel_offset = {}, pixel_max_grad = {};
+  std::unique_ptr<A[]> channel_logits_grad = {}, descriptor_grads = {};
 
   int64_t taps() const { return maps.count * kernel_size * kernel_size; }
-
-  template <class F>
-  void for_samples(const F& f) const {
-    if (split_samples(s.n))
-      f(0, s.n, true);
-    else
-      parallel(s.n, 1, [&](int64_t begin, int64_t end) { f(begin, end, false); });
-  }
-  template <class F>
-  static void blocks(bool spread, int64_t count, int64_t work, const F& f) {
-    if (spread)
-      parallel_blocks(count, work, f);
-    else
-      f(0, count);
-  }
 
   void allocate() {
     const int64_t pixels = s.n * s.pixels();
@@ -65,8 +51,8 @@ struct BackwardInput {
 
   // ---- Step 1 -------------------------------------------------------------------------------------------------------
 
-  // The backward of norm and convolution of sample n: fills pixel_offset and pixel_max_grad; adds nothing elsewhere but
-  // this sample's parameter gradients, weight_grad [taps] and the returned one of the bias.
+  // The backward of norm and convolution of sample n: fills spatial_gate, pixel_offset and pixel_max_grad, and gives
+  // this sample's parameter gradients: weight_grad [taps], and as the result that of the bias.
   A spatial_backward(int64_t n, Convolution<A>& forward, Convolution<A>& transposed, A* z_grad, A* map_grad,
                      A* weight_grad) {
     const int64_t pixels = s.pixels(), at = n * pixels;
@@ -129,6 +115,7 @@ struct BackwardInput {
     const T* source = x + n * s.sample();
     for (int64_t i = 0; i < s.pixels(); ++i) {
       const int64_t c = channel_ties[at + i];
+      STD_TORCH_CHECK(c >= 0 && c < s.c, kOp, ": channel_ties must hold indices below C = ", s.c, "; got ", c);
       const int64_t element = s.channels_last ? i * s.c + c : c * s.pixels() + i;
       sums[c] += Wide<A>(to_compute(source[element])) * pixel_max_grad[at + i];
     }
@@ -137,7 +124,7 @@ struct BackwardInput {
   // Returns the convolution's gradients: weight [taps], then bias.
   std::vector<A> maps_backward() {
     std::vector<A> per_sample(s.n * (taps() + 1));
-    for_samples([&](int64_t begin, int64_t end, bool spread) {
+    for_samples(s.n, [&](int64_t begin, int64_t end, bool spread) {
       const int64_t pixels = s.pixels();
       std::optional<Convolution<A>> forward, transposed;
       if (logits) {
@@ -151,7 +138,8 @@ struct BackwardInput {
         if (logits) {
           A* grads = &per_sample[n * (taps() + 1)];
           grads[taps()] = spatial_backward(n, *forward, *transposed, z_grad.get(), map_grad.get(), grads);
-          blocks(spread, s.c, pixels, [&](int64_t from, int64_t to) { channel_sums_of_maps(n, from, to, sums.get()); });
+          for_blocks(spread, s.c, s.channels_last ? kColumnBlock : 1, pixels,
+                     [&](int64_t from, int64_t to) { channel_sums_of_maps(n, from, to, sums.get()); });
           for (int64_t c = 0; c < s.c; ++c) totals[c] += sums[c];
           if (ties == Ties::kFirst) scatter_max(n, totals.get());
         } else {
@@ -181,33 +169,19 @@ struct BackwardInput {
     const int64_t branches = pool.branches(), reduced = mlp.reduced(), vectors = s.n * branches;
     const std::vector<A> ones(vectors, A(1)), branch_counts(s.n, A(branches));
 
-    // What entered the first layer, [N, B, C]: the descriptors, or their mean for the light form.
-    std::vector<A> halves;
-    const A* inputs = descriptors;
-    if (pool.light) {
-      halves.resize(s.n * s.c);
-      for (int64_t i = 0; i < s.n; ++i)
-        for (int64_t c = 0; c < s.c; ++c)
-          halves[i * s.c + c] = A(0.5) * descriptors[2 * i * s.c + c] + A(0.5) * descriptors[(2 * i + 1) * s.c + c];
-      inputs = halves.data();
-    }
-    // What entered the last layer, [N, width]: the sum over branches.
+    std::vector<A> own_inputs, own_sums;
+    const A* inputs = mlp_inputs(descriptors, pool.light, s.n, s.c, own_inputs);
     const int64_t width = mlp.weight1 ? reduced : s.c;
-    const A* layer = mlp.weight1 ? hidden : inputs;
-    std::vector<A> sums(s.n * width);
-    for (int64_t n = 0; n < s.n; ++n)
-      for (int64_t b = 0; b < branches; ++b)
-        for (int64_t j = 0; j < width; ++j)
-          sums[n * width + j] = (b ? sums[n * width + j] : A(0)) + layer[(n * branches + b) * width + j];
+    const A* sums = sum_branches(mlp.weight1 ? hidden : inputs, s.n, branches, width, own_sums);
 
     const A* logits_grad = channel_logits_grad.get();
-    parallel_blocks(s.c, width * s.n, [&](int64_t begin, int64_t end) {
-      k.outer_products(logits_grad, sums.data(), s.n, s.c, width, begin, end, weight2_grad);
+    for_blocks(true, s.c, 1, width * s.n, [&](int64_t begin, int64_t end) {
+      k.outer_products(logits_grad, sums, s.n, s.c, width, begin, end, weight2_grad);
     });
     k.outer_products(branch_counts.data(), logits_grad, s.n, 1, s.c, 0, 1, bias2_grad);
 
     const auto sums_grad = scratch<A>(s.n * width);
-    parallel_blocks(width, s.c * s.n, [&](int64_t begin, int64_t end) {
+    for_blocks(true, width, kColumnBlock, s.c * s.n, [&](int64_t begin, int64_t end) {
       k.transposed_products(data<W>(mlp.weight2), s.c, width, begin, end, logits_grad, s.n, sums_grad.get());
     });
     // Every branch receives the gradient of the sum, through its own ReLU.
@@ -219,12 +193,12 @@ struct BackwardInput {
       }
     std::vector<A> inputs_grad;
     if (mlp.weight1) {
-      parallel_blocks(reduced, s.c * vectors, [&](int64_t begin, int64_t end) {
+      for_blocks(true, reduced, 1, s.c * vectors, [&](int64_t begin, int64_t end) {
         k.outer_products(layer_grad.data(), inputs, vectors, reduced, s.c, begin, end, weight1_grad);
       });
       k.outer_products(ones.data(), layer_grad.data(), vectors, 1, reduced, 0, 1, bias1_grad);
       inputs_grad.resize(vectors * s.c);
-      parallel_blocks(s.c, reduced * vectors, [&](int64_t begin, int64_t end) {
+      for_blocks(true, s.c, kColumnBlock, reduced * vectors, [&](int64_t begin, int64_t end) {
         k.transposed_products(data<W>(mlp.weight1), reduced, s.c, begin, end, layer_grad.data(), vectors,
                               inputs_grad.data());
       });
@@ -241,7 +215,7 @@ struct BackwardInput {
   // ---- Step 3 -------------------------------------------------------------------------------------------------------
 
   void input_backward(T* x_grad) const {
-    for_samples([&](int64_t begin, int64_t end, bool spread) {
+    for_samples(s.n, [&](int64_t begin, int64_t end, bool spread) {
       std::vector<A> offset(s.c), max_grad(s.c), lp_grad(s.c), zero_map(s.pixels());
       const std::vector<int32_t> no_index(std::max(s.c, s.pixels()), -1);
       for (int64_t n = end - 1; n >= begin; --n) {
@@ -289,7 +263,7 @@ struct BackwardInput {
           terms.channel_lse_grad = grads;
         }
         const int64_t sample = n * s.sample();
-        blocks(spread, s.rows(), s.columns(), [&](int64_t from, int64_t to) {
+        for_blocks(spread, s.rows(), 1, s.columns(), [&](int64_t from, int64_t to) {
           kernels<T>().input_gradient(grad + sample, x + sample, x_grad + sample, s.columns(), from, to,
                                       !s.channels_last, ties, terms);
         });
@@ -310,6 +284,25 @@ BackwardInputResult cbam_backward_input(Tensor grad_in, Tensor x_in, Tensor chan
                                         OptionalTensor norm_bias, OptionalTensor norm_mean, OptionalTensor norm_var,
                                         double eps, std::string pool, std::string maps, std::string ties) {
   constexpr const char* kOp = "cbam_backward_input";
+  const Checks checks(kOp, x_in);
+  const Pool pools(pool);
+  const Maps map_order(maps);
+  const Shape& in = checks.shape();
+  const int64_t reduced = mlp_weight1 && mlp_weight1->dim() > 0 ? mlp_weight1->size(0) : 0;
+  checks.mlp(mlp_weight1, std::nullopt, mlp_weight2, std::nullopt);
+  checks.convolution(conv_weight, std::nullopt, map_order.count);
+  checks.like_x("grad", grad_in);
+  checks.per_channel("channel_gate", channel_gate);
+  checks.compute("descriptors", descriptors, {in.n, pools.count(), in.c});
+  checks.compute("hidden", hidden, {in.n, pools.branches(), reduced});
+  if (pools.max) checks.tensor("pixel_ties", pixel_ties, {in.n, in.c}, ScalarType::Int);
+  checks.per_channel("channel_sums", channel_sums);
+  if (logits) checks.compute("pooled", pooled, {in.n, 2, in.h, in.w});
+  if (logits) checks.tensor("channel_ties", channel_ties, {in.n, in.h, in.w}, ScalarType::Int);
+  checks.per_pixel("logits", logits);
+  checks.per_pixel("norm_grad", norm_grad);
+  checks.compute("norm_grad_means", norm_grad_means, {2});
+  checks.norm(norm_weight, norm_bias, norm_mean, norm_var);
   const Tensor x = dense(x_in);
   const Shape s = shape_of(x);
   const Tensor grad = in_layout(grad_in, s);
@@ -337,20 +330,14 @@ BackwardInputResult cbam_backward_input(Tensor grad_in, Tensor x_in, Tensor chan
                                    data<A>(logits),
                                    data<A>(channel_sums),
                                    data<A>(norm_grad),
-                                   make_mlp<W>(kOp, dtype, mlp_weight1, std::nullopt, mlp_weight2, std::nullopt),
-                                   compute_values_of<A>(conv_weight, kOp, "conv_weight"),
+                                   make_mlp<W>(mlp_weight1, std::nullopt, mlp_weight2, std::nullopt),
+                                   values_of<A>(conv_weight),
                                    conv_weight ? conv_weight->size(3) : 0,
-                                   Norm<A>(kOp, norm_weight, norm_bias, norm_mean, norm_var, eps),
-                                   compute_values_of<A>(norm_grad_means, kOp, "norm_grad_means"),
-                                   Pool(pool),
-                                   Maps(maps),
-                                   parse_ties(ties),
-                                   {},
-                                   {},
-                                   {},
-                                   {},
-                                   {}};
-      const int64_t reduced = backward.mlp.reduced();
+                                   Norm<A>(norm_weight, norm_bias, norm_mean, norm_var, eps),
+                                   values_of<A>(norm_grad_means),
+                                   pools,
+                                   map_order,
+                                   parse_ties(ties)};
       Tensor x_grad = torch::stable::empty_like(x);
       const auto like = [&](const OptionalTensor& t, ScalarType absent) {
         return t ? empty({t->sizes().begin(), t->sizes().end()}, t->scalar_type()) : empty({0}, absent);

@@ -3,6 +3,7 @@
 // from one reading of grad and x (and y, and one writing of masked_grad, where there is an activation).
 // Both sums come from one walk over the matrix of a sample: one is along its rows, the other along its columns. Column
 // sums are made per leaf of kLeafRows rows and added in ascending order, however the leaves are spread over threads.
+#include "checks.h"
 #include "forward.h"
 
 namespace cbam_fused {
@@ -20,7 +21,7 @@ struct Reduce {
 
   // Sample n: row and column sums of its matrix. `partial` has room for one leaf, or for all with `spread`; `totals`
   // for the columns.
-  void run(int64_t n, const A* spatial_gate, bool spread, A* partial, double* totals, A* channel_sums,
+  void run(int64_t n, const A* spatial_gate, bool spread, A* partial, Wide<A>* totals, A* channel_sums,
            A* pixel_sums) const {
     const int64_t offset = n * s.sample(), columns = s.columns();
     const A* gate = channel_gate + n * s.c;
@@ -36,13 +37,13 @@ struct Reduce {
                                    row_sums, out);
     };
     const auto add = [&](int64_t index, const A* sums, int64_t begin, int64_t end) {
-      for (int64_t j = begin; j < end; ++j) totals[j] = index == 0 ? double(sums[j]) : totals[j] + sums[j];
+      for (int64_t j = begin; j < end; ++j) totals[j] = index == 0 ? Wide<A>(sums[j]) : totals[j] + sums[j];
     };
     if (spread) {
       parallel(leaves, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) leaf(i, partial + i * columns);
       });
-      parallel_blocks(columns, leaves, [&](int64_t begin, int64_t end) {
+      for_blocks(true, columns, kColumnBlock, leaves, [&](int64_t begin, int64_t end) {
         for (int64_t i = 0; i < leaves; ++i) add(i, partial + i * columns, begin, end);
       });
     } else {
@@ -63,6 +64,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_backward_reduce(Tensor grad_in, 
                                                                 OptionalTensor norm_mean, OptionalTensor norm_var,
                                                                 double eps, std::string activation) {
   constexpr const char* kOp = "cbam_backward_reduce";
+  const Checks checks(kOp, x_in);
+  checks.like_x("grad", grad_in);
+  checks.like_x("y", y_in);
+  checks.per_channel("channel_gate", channel_gate);
+  checks.per_pixel("logits", logits);
+  checks.norm(norm_weight, norm_bias, norm_mean, norm_var);
   const Tensor x = dense(x_in);
   const Shape s = shape_of(x);
   const Tensor grad = in_layout(grad_in, s);
@@ -74,11 +81,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_backward_reduce(Tensor grad_in, 
   return dispatch(x.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
     using T = decltype(element);
     using A = Compute<T>;
-    const Norm<A> norm(kOp, norm_weight, norm_bias, norm_mean, norm_var, eps);
+    const Norm<A> norm(norm_weight, norm_bias, norm_mean, norm_var, eps);
+    const bool with_norm = norm.present && z;
     Tensor masked = active ? torch::stable::empty_like(x) : empty({0}, x.scalar_type());
     Tensor channel_sums = new_compute<A>({s.n, s.c});
     Tensor norm_grad = new_compute<A>(z ? std::vector<int64_t>{s.n, s.h, s.w} : std::vector<int64_t>{0});
-    Tensor norm_sums = new_compute<A>({norm.present ? 2 : 0});
+    Tensor norm_sums = new_compute<A>({with_norm ? 2 : 0});
     std::vector<Wide<A>> sums(2 * s.n);  // per sample: of norm_grad, and of norm_grad * normalised logits
 
     const Reduce<T> reduce{s,
@@ -88,13 +96,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_backward_reduce(Tensor grad_in, 
                            active ? mutable_data<T>(masked) : nullptr,
                            data<A>(gates),
                            parse_activation<A>(activation)};
-    const auto samples = [&](int64_t begin, int64_t end, bool spread) {
+    for_samples(s.n, [&](int64_t begin, int64_t end, bool spread) {
       const int64_t pixels = s.pixels(), leaves = (s.rows() + kLeafRows - 1) / kLeafRows;
       const auto partial = scratch<A>((spread ? leaves : 1) * s.columns());
-      const auto totals = scratch<double>(s.columns());
+      const auto totals = scratch<Wide<A>>(s.columns());
       std::vector<A> spatial_gate(pixels, A(1)), pixel_sums(pixels);
       for (int64_t n = begin; n < end; ++n) {
-        const A* sample_z = data<A>(z) + n * pixels;
+        const A* sample_z = z ? data<A>(z) + n * pixels : nullptr;
         if (z) kernels<A>().gate(sample_z, pixels, norm.scale, norm.shift, spatial_gate.data());
         reduce.run(n, spatial_gate.data(), spread, partial.get(), totals.get(), mutable_data<A>(channel_sums) + n * s.c,
                    pixel_sums.data());
@@ -106,12 +114,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_backward_reduce(Tensor grad_in, 
           sums[2 * n + 1] += Wide<A>(out[i]) * ((sample_z[i] - norm.mean) * norm.inverse_deviation);
         }
       }
-    };
-    if (split_samples(s.n))
-      samples(0, s.n, true);
-    else
-      parallel(s.n, 1, [&](int64_t begin, int64_t end) { samples(begin, end, false); });
-    for (int i = 0; norm.present && i < 2; ++i) {
+    });
+    for (int i = 0; with_norm && i < 2; ++i) {
       Wide<A> total = 0;
       for (int64_t n = 0; n < s.n; ++n) total += sums[2 * n + i];
       mutable_data<A>(norm_sums)[i] = A(total);

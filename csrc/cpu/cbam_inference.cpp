@@ -11,15 +11,18 @@ Tensor cbam_inference(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor ml
                       OptionalTensor norm_var, double eps, OptionalTensor residual, std::string pool, std::string maps,
                       std::string activation) {
   constexpr const char* kOp = "cbam_inference";
+  const Checks checks(kOp, x_in);
+  checks.norm(norm_weight, norm_bias, norm_mean, norm_var);
+  checks.like_x("residual", residual);
   const Tensor x = dense(x_in);
   Tensor y = torch::stable::empty_like(x);
   const OptionalTensor added = residual ? OptionalTensor(in_layout(*residual, shape_of(x))) : std::nullopt;
   with_attend(kOp, x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, conv_weight, conv_bias, pool, maps, Ties::kNone,
               [&](const auto& attend) {
-                using T = std::remove_const_t<std::remove_pointer_t<decltype(attend.x)>>;
+                using T = typename std::decay_t<decltype(attend)>::Element;
                 using A = Compute<T>;
                 const Shape& s = attend.shape;
-                const Norm<A> norm(kOp, norm_weight, norm_bias, norm_mean, norm_var, eps);
+                const Norm<A> norm(norm_weight, norm_bias, norm_mean, norm_var, eps);
                 const Activation<A> bounds = parse_activation<A>(activation);
                 const auto descriptors = scratch<A>(s.n * attend.pool.count() * s.c);
                 const auto hidden = scratch<A>(s.n * attend.pool.branches() * attend.mlp.reduced());
@@ -33,10 +36,7 @@ Tensor cbam_inference(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor ml
                       apply_rows(s, attend.x, data<T>(added), out, n, begin, end, gates.get() + n * s.c,
                                  spatial_gate.data(), bounds);
                     };
-                    if (spread)
-                      parallel_blocks(s.rows(), s.columns(), rows);
-                    else
-                      rows(0, s.rows());
+                    for_blocks(spread, s.rows(), 1, s.columns(), rows);
                   };
                 };
                 attend.run(ChannelResults<A>{descriptors.get(), hidden.get(), gates.get(), nullptr},

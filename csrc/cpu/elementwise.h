@@ -22,7 +22,7 @@ void apply(const T* x, const T* residual, T* y, int64_t columns, int64_t row_beg
   for (int64_t step = row_begin; step < row_end; ++step) {
     const int64_t row = descending ? row_end - 1 - (step - row_begin) : step;
     const T* source = x + row * columns;
-    const T* added = residual + row * columns;
+    const T* added = with_residual ? residual + row * columns : nullptr;
     T* target = y + row * columns;
     const Vector<A> scale = broadcast(row_scale[row]);
     for_vectors<kLanes>(0, columns, [&](int64_t j, int64_t count) __attribute__((always_inline)) {

@@ -26,12 +26,11 @@ void pool_pixels(const Shape& s, const T* x, int64_t n, int64_t begin, int64_t e
   using A = Compute<T>;
   const Kernels<T>& k = kernels<T>();
   const T* source = x + n * s.sample();
-  const auto spare = scratch<A>(s.c);
+  const auto spare = scratch<A>(pool.avg && pool.max ? 0 : 2 * s.c);
   A* next = out.descriptors + n * pool.count() * s.c;
-  const auto take = [&](bool wanted) { return wanted ? std::exchange(next, next + s.c) : spare.get(); };
-  A* avg = take(pool.avg);
-  const auto spare_max = scratch<A>(s.c);
-  A* max = pool.max ? take(true) : spare_max.get();
+  const auto take = [&](bool wanted, A* otherwise) { return wanted ? std::exchange(next, next + s.c) : otherwise; };
+  A* avg = take(pool.avg, spare.get());
+  A* max = take(pool.max, spare.get() + s.c);
   int32_t* tie = out.pixel_ties && pool.max ? out.pixel_ties + n * s.c : nullptr;
   if (!tie) ties = Ties::kNone;
 
@@ -42,7 +41,7 @@ void pool_pixels(const Shape& s, const T* x, int64_t n, int64_t begin, int64_t e
   for (int64_t c = begin; c < end; ++c) avg[c] /= A(s.pixels());
 
   if (pool.lp) {
-    A* lp = take(true);
+    A* lp = take(true, nullptr);
     if (s.channels_last)
       k.square_columns(source, s.rows(), s.columns(), begin, end, lp);
     else
@@ -50,14 +49,12 @@ void pool_pixels(const Shape& s, const T* x, int64_t n, int64_t begin, int64_t e
     for (int64_t c = begin; c < end; ++c) lp[c] = std::sqrt(lp[c]);
   }
   if (pool.lse) {
-    A* lse = take(true);
-    const auto center = scratch<A>(s.c);
-    for (int64_t c = begin; c < end; ++c) center[c] = std::isinf(max[c]) ? A(0) : max[c];
+    A* lse = take(true, nullptr);
     if (s.channels_last)
-      k.exp_columns(source, s.rows(), s.columns(), begin, end, center.get(), lse);
+      k.exp_columns(source, s.rows(), s.columns(), begin, end, max, lse);
     else
-      k.exp_rows(source, s.columns(), begin, end, center.get(), lse);
-    for (int64_t c = begin; c < end; ++c) lse[c] = std::log(lse[c]) + center[c];
+      k.exp_rows(source, s.columns(), begin, end, max, lse);
+    for (int64_t c = begin; c < end; ++c) lse[c] = std::log(lse[c]) + max[c];
   }
 }
 
@@ -69,29 +66,13 @@ void channel_gate(const Shape& s, const Mlp<W>& mlp, const Pool& pool, int64_t b
   using A = Compute<W>;
   const Kernels<W>& k = kernels<W>();
   const int64_t samples = end - begin, branches = pool.branches(), reduced = mlp.reduced();
-  const auto rows = [&](int64_t count, int64_t width, const auto& f) {
-    if (spread)
-      parallel(count, std::max<int64_t>(1, 16384 / width), f);
-    else
-      f(0, count);
-  };
-
-  // What enters the MLP: the descriptors, or their mean for the light form.
-  const A* inputs = out.descriptors + begin * pool.count() * s.c;
-  std::unique_ptr<A[]> halves;
-  if (pool.light) {
-    halves = scratch<A>(samples * s.c);
-    for (int64_t i = 0; i < samples; ++i)
-      for (int64_t c = 0; c < s.c; ++c)
-        halves[i * s.c + c] = A(0.5) * inputs[2 * i * s.c + c] + A(0.5) * inputs[(2 * i + 1) * s.c + c];
-    inputs = halves.get();
-  }
-  // What enters the last layer: the sum over branches, since the layer is linear.
+  std::vector<A> own_inputs, own_sums;
+  const A* inputs = mlp_inputs(out.descriptors + begin * pool.count() * s.c, pool.light, samples, s.c, own_inputs);
   const A* last = inputs;
   int64_t width = s.c;
   if (mlp.weight1) {
     A* hidden = out.hidden + begin * branches * reduced;
-    rows(reduced, s.c, [&](int64_t from, int64_t to) {
+    for_blocks(spread, reduced, 1, s.c, [&](int64_t from, int64_t to) {
       k.products(data<W>(mlp.weight1), reduced, s.c, from, to, inputs, samples * branches, hidden);
       for (int64_t v = 0; v < samples * branches; ++v)
         for (int64_t r = from; r < to; ++r) {
@@ -103,19 +84,9 @@ void channel_gate(const Shape& s, const Mlp<W>& mlp, const Pool& pool, int64_t b
     last = hidden;
     width = reduced;
   }
-  std::unique_ptr<A[]> sums;
-  if (branches > 1) {
-    sums = scratch<A>(samples * width);
-    for (int64_t i = 0; i < samples; ++i)
-      for (int64_t j = 0; j < width; ++j) {
-        A sum = last[i * branches * width + j];
-        for (int64_t b = 1; b < branches; ++b) sum += last[(i * branches + b) * width + j];
-        sums[i * width + j] = sum;
-      }
-    last = sums.get();
-  }
+  last = sum_branches(last, samples, branches, width, own_sums);
   A* gate = out.channel_gate + begin * s.c;
-  rows(s.c, width, [&](int64_t from, int64_t to) {
+  for_blocks(spread, s.c, 1, width, [&](int64_t from, int64_t to) {
     k.products(data<W>(mlp.weight2), s.c, width, from, to, last, samples, gate);
     for (int64_t i = 0; i < samples; ++i) {
       A* sample_gate = gate + i * s.c;

@@ -41,8 +41,7 @@ struct Activation {
   A lowest, highest;
 };
 
-// Per channel and per pixel terms of the input's gradient (cbam_backward_input.cpp); `a` and `b` are indexed by rows
-// and columns of the matrix as `rows_are_channels` says.
+// Per channel and per pixel terms of the input's gradient (cbam_backward_input.cpp).
 template <class A>
 struct InputGradientTerms {
   const A* channel_gate;         // [C]
@@ -87,6 +86,7 @@ struct Kernels {
 
   // g = grad, masked where y is given (and written to masked_grad); p = g * x:
   // row_sums[row] = sum over columns of p * column_weight; column_sums[column] = sum over these rows of p * row_weight.
+  // The rows are a leaf: row_begin is a multiple of kLeafRows and there are at most so many.
   void (*reduce_products)(const T* grad, const T* x, const T* y, T* masked_grad, int64_t columns, int64_t row_begin,
                           int64_t row_end, const A* row_weight, const A* column_weight, Activation<A> activation,
                           A* row_sums, A* column_sums);
@@ -115,10 +115,11 @@ struct Kernels {
 
   // out = sigmoid(scale * z + shift).
   void (*gate)(const A* z, int64_t count, A scale, A shift, A* out);
-  // The convolution with `maps` zero-padded maps [maps, H + k - 1, W + k - 1] and weights [maps, k, k].
+  // The convolution of `maps` zero-padded maps [maps, H + k - 1, W + k - 1], behind which one more vector can be read,
+  // with weights [maps, k, k].
   void (*convolve)(const A* padded, int64_t maps, int64_t height, int64_t width, int64_t k, const A* weight, A bias,
                    A* out);
-  // weight_grad [maps, k, k] = the padded maps correlated with z_grad [H, W + k - 1] (zeros beyond W).
+  // weight_grad [maps, k, k] = the padded maps correlated with z_grad [H, W].
   void (*convolve_weight_grad)(const A* padded, int64_t maps, int64_t height, int64_t width, int64_t k, const A* z_grad,
                                A* weight_grad);
 };
@@ -126,6 +127,14 @@ struct Kernels {
 // The table for the best capability of this machine, or a lower one asked for with CBAM_FUSED_CPU_CAPABILITY.
 template <class T>
 const Kernels<T>& kernels();
+template <>
+const Kernels<float>& kernels();
+template <>
+const Kernels<double>& kernels();
+template <>
+const Kernels<Half>& kernels();
+template <>
+const Kernels<BFloat16>& kernels();
 
 // "baseline", "avx2" or "avx512".
 const char* cpu_capability();

@@ -28,7 +28,7 @@ struct Maximum {
   Vector<I> tie;
 
   static Maximum lowest(const Vector<I>& index) {
-    return {broadcast(A(-HUGE_VAL)), ties == Ties::kEven ? Vector<I>{} : index};
+    return {broadcast(A(-__builtin_huge_val())), ties == Ties::kEven ? Vector<I>{} : index};
   }
 
   // Visits v, whose index is larger than all seen before.

@@ -1,13 +1,12 @@
 // Vectors of 64 bytes (16 floats or 8 doubles) whatever the instruction set: the lanes and the order of every sum are
 // the same in each capability. AVX2 and AVX-512 compute the same bits.
 //
-// Everything is inside the namespace of the capability that this translation unit is compiled for, and no header of
-// the standard library or of PyTorch is included: the linker might otherwise keep the AVX-512 copy of a shared inline
-// function for every caller.
+// Everything is inside the namespace of the capability that this translation unit is compiled for, and no inline
+// function of the standard library or of PyTorch is used: the linker might keep the AVX-512 copy of one for every
+// caller.
 #pragma once
 
 #include <immintrin.h>
-#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -60,9 +59,6 @@ struct Vector {
   Native<E> part[kParts];
 };
 
-template <class A>
-using Mask = Vector<Index<A>>;
-
 template <class E>
 inline Vector<E> broadcast(E value) {
   Vector<E> out;
@@ -92,10 +88,6 @@ inline Vector<E> operator*(const Vector<E>& a, const Vector<E>& b) {
 template <class E>
 inline Vector<E> operator/(const Vector<E>& a, const Vector<E>& b) {
   return map(a, b, [](Native<E> s, Native<E> t) { return s / t; });
-}
-template <class E>
-inline Vector<E> operator|(const Vector<E>& a, const Vector<E>& b) {
-  return map(a, b, [](Native<E> s, Native<E> t) { return s | t; });
 }
 
 // a * b + c, rounded once where the instruction exists; the baseline rounds twice.
@@ -261,7 +253,7 @@ inline Vector<float> exponential(const Vector<float>& x) {
     memcpy(&scale_first, &bits_first, sizeof(N));
     memcpy(&scale_second, &bits_second, sizeof(N));
     N result = series * scale_first * scale_second;
-    result = v > highest ? HUGE_VALF - N{} : result;
+    result = v > highest ? __builtin_huge_valf() - N{} : result;
     result = v < lowest ? N{} : result;
     out.part[p] = v == v ? result : v;
   }
@@ -271,7 +263,7 @@ inline Vector<float> exponential(const Vector<float>& x) {
 inline Vector<double> exponential(const Vector<double>& x) {
   double lanes[8];
   memcpy(lanes, &x, sizeof(lanes));
-  for (double& lane : lanes) lane = exp(lane);
+  for (double& lane : lanes) lane = __builtin_exp(lane);
   Vector<double> out;
   memcpy(&out, lanes, sizeof(out));
   return out;

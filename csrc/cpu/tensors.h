@@ -16,6 +16,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -74,8 +75,10 @@ inline const char* name_of(ScalarType dtype) {
       return "float16";
     case ScalarType::BFloat16:
       return "bfloat16";
+    case ScalarType::Int:
+      return "int32";
     default:
-      return "no floating-point dtype that is supported";
+      return "another dtype";
   }
 }
 
@@ -137,21 +140,20 @@ inline float to_compute(BFloat16 value) {
 
 // A small tensor of parameters in W, as a vector in the compute type; empty if absent.
 template <class W>
-std::vector<Compute<W>> values_of(const OptionalTensor& t, const char* op, const char* name, ScalarType expected) {
+std::vector<Compute<W>> values_of(const OptionalTensor& t) {
   if (!t) return {};
-  STD_TORCH_CHECK(t->scalar_type() == expected, op, ": ", name, " must be ", name_of(expected), "; got ",
-                  name_of(t->scalar_type()));
   const Tensor dense = torch::stable::contiguous(*t);
   std::vector<Compute<W>> out(dense.numel());
   std::transform(data<W>(dense), data<W>(dense) + out.size(), out.begin(), [](W v) { return to_compute(v); });
   return out;
 }
-template <class A>
-std::vector<A> compute_values_of(const OptionalTensor& t, const char* op, const char* name) {
-  return values_of<A>(t, op, name, compute_dtype<A>());
-}
 
 // ---- Threads and scratch --------------------------------------------------------------------------------------------
+
+template <class A>
+std::unique_ptr<A[]> scratch(int64_t count) {
+  return std::unique_ptr<A[]>(new A[std::max<int64_t>(count, 1)]);
+}
 
 // f(begin, end) over [0, count) on PyTorch's threads, in pieces of at least `grain`.
 template <class F>
@@ -163,24 +165,35 @@ void parallel(int64_t count, int64_t grain, const F& f) {
   }
 }
 
-template <class A>
-std::unique_ptr<A[]> scratch(int64_t count) {
-  return std::unique_ptr<A[]>(new A[std::max<int64_t>(count, 1)]);
-}
-
-// The same in pieces of whole vectors, for `work` elements an item: a piece is worth a thread.
-template <class F>
-void parallel_blocks(int64_t count, int64_t work, const F& f) {
-  constexpr int64_t kBlock = 64, kWorthAThread = 16384;
-  const int64_t grain = std::max<int64_t>(1, kWorthAThread / (kBlock * std::max<int64_t>(work, 1)));
-  parallel((count + kBlock - 1) / kBlock, grain,
-           [&](int64_t begin, int64_t end) { f(begin * kBlock, std::min(end * kBlock, count)); });
-}
-
 // True where the work should be spread within each sample, because whole samples would leave threads idle.
 inline bool split_samples(int64_t samples) {
   const int64_t threads = torch::stable::get_num_threads();
   return samples < threads || (samples % threads != 0 && samples < 4 * threads);
+}
+
+// f(begin, end, spread) over samples [0, count): on each thread for its own samples, or once for all, to spread the
+// work within them.
+template <class F>
+void for_samples(int64_t count, const F& f) {
+  if (split_samples(count))
+    f(int64_t(0), count, true);
+  else
+    parallel(count, 1, [&](int64_t begin, int64_t end) { f(begin, end, false); });
+}
+
+// f(begin, end) over [0, count), in pieces of whole blocks that are worth a thread if `spread`, for `work` elements an
+// item. Blocks of columns should be whole vectors; a row is a block by itself.
+constexpr int64_t kColumnBlock = 64;
+
+template <class F>
+void for_blocks(bool spread, int64_t count, int64_t block, int64_t work, const F& f) {
+  constexpr int64_t kWorthAThread = 16384;
+  const int64_t grain = std::max<int64_t>(1, kWorthAThread / (block * std::max<int64_t>(work, 1)));
+  if (spread)
+    parallel((count + block - 1) / block, grain,
+             [&](int64_t begin, int64_t end) { f(begin * block, std::min(end * block, count)); });
+  else
+    f(int64_t(0), count);
 }
 
 // ---- Weights of the MLP ---------------------------------------------------------------------------------------------
@@ -196,6 +209,31 @@ struct Mlp {
   int64_t reduced() const { return weight1 ? weight1->size(0) : 0; }
 };
 
+// What enters the MLP, [samples, B, C]: the descriptors themselves, or in `own` their mean for the light form.
+template <class A>
+const A* mlp_inputs(const A* descriptors, bool light, int64_t samples, int64_t c, std::vector<A>& own) {
+  if (!light) return descriptors;
+  own.resize(samples * c);
+  for (int64_t i = 0; i < samples; ++i)
+    for (int64_t j = 0; j < c; ++j)
+      own[i * c + j] = A(0.5) * descriptors[2 * i * c + j] + A(0.5) * descriptors[(2 * i + 1) * c + j];
+  return own.data();
+}
+
+// What enters the last layer, [samples, width]: the sum over branches, since that layer is linear.
+template <class A>
+const A* sum_branches(const A* layer, int64_t samples, int64_t branches, int64_t width, std::vector<A>& own) {
+  if (branches == 1) return layer;
+  own.resize(samples * width);
+  for (int64_t i = 0; i < samples; ++i)
+    for (int64_t j = 0; j < width; ++j) {
+      A sum = layer[i * branches * width + j];
+      for (int64_t b = 1; b < branches; ++b) sum += layer[(i * branches + b) * width + j];
+      own[i * width + j] = sum;
+    }
+  return own.data();
+}
+
 // Calls f(W()) with the element type of the MLP's weights for an x in T: T, or where they are in it, the compute type.
 template <class T, class F>
 auto dispatch_weights(const Tensor& weight2, F f) {
@@ -210,16 +248,9 @@ inline OptionalTensor contiguous(const OptionalTensor& t) {
 }
 
 template <class W>
-Mlp<W> make_mlp(const char* op, ScalarType dtype, const OptionalTensor& weight1, const OptionalTensor& bias1,
-                const Tensor& weight2, const OptionalTensor& bias2) {
-  const auto check = [&](const OptionalTensor& t, const char* name) {
-    STD_TORCH_CHECK(!t || t->scalar_type() == dtype, op, ": ", name, " must be ", name_of(dtype), "; got ",
-                    name_of(t->scalar_type()));
-  };
-  check(weight1, "mlp_weight1");
-  check(weight2, "mlp_weight2");
-  return {contiguous(weight1), torch::stable::contiguous(weight2), values_of<W>(bias1, op, "mlp_bias1", dtype),
-          values_of<W>(bias2, op, "mlp_bias2", dtype)};
+Mlp<W> make_mlp(const OptionalTensor& weight1, const OptionalTensor& bias1, const Tensor& weight2,
+                const OptionalTensor& bias2) {
+  return {contiguous(weight1), torch::stable::contiguous(weight2), values_of<W>(bias1), values_of<W>(bias2)};
 }
 
 // ---- Options --------------------------------------------------------------------------------------------------------
@@ -228,15 +259,16 @@ struct Pool {
   bool avg, max, lp, lse, light;
 
   explicit Pool(const std::string& text) : light(text == "light") {
-    const auto has = [&](const char* type) {
-      return ("+" + text + "+").find(std::string("+") + type + "+") != std::string::npos;
-    };
+    const auto has = [&](const std::string& type) { return ("+" + text + "+").find("+" + type + "+") != text.npos; };
     avg = light || has("avg");
     max = light || has("max");
     lp = has("lp");
     lse = has("lse");
-    STD_TORCH_CHECK(avg || max || lp || lse,
-                    "cbam: pool must be light or a subset of avg, max, lp, lse joined by +; got ", text);
+    std::string canonical;
+    for (const auto& [present, type] : {std::pair(avg, "avg"), {max, "max"}, {lp, "lp"}, {lse, "lse"}})
+      if (present) canonical += (canonical.empty() ? "" : "+") + std::string(type);
+    STD_TORCH_CHECK(light || (count() > 0 && canonical == text),
+                    "cbam: pool must be light or some of avg, max, lp, lse, in this order, joined by +; got ", text);
   }
   int64_t count() const { return avg + max + lp + lse; }
   int64_t branches() const { return light ? 1 : count(); }
@@ -274,17 +306,15 @@ struct Norm {
   bool present = false;
   A mean = 0, inverse_deviation = 1, scale = 1, shift = 0;
 
-  Norm(const char* op, const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& mean_tensor,
+  Norm(const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& mean_tensor,
        const OptionalTensor& var, double eps) {
     if (!mean_tensor) return;
-    const auto value = [&](const OptionalTensor& t, const char* name, A otherwise) {
-      return t ? compute_values_of<A>(t, op, name).at(0) : otherwise;
-    };
+    const auto value = [](const OptionalTensor& t, A otherwise) { return t ? values_of<A>(t)[0] : otherwise; };
     present = true;
-    mean = value(mean_tensor, "norm_mean", 0);
-    inverse_deviation = A(1) / std::sqrt(value(var, "norm_var", 1) + A(eps));
-    scale = value(weight, "norm_weight", 1) * inverse_deviation;
-    shift = value(bias, "norm_bias", 0) - mean * scale;
+    mean = value(mean_tensor, 0);
+    inverse_deviation = A(1) / std::sqrt(value(var, 1) + A(eps));
+    scale = value(weight, 1) * inverse_deviation;
+    shift = value(bias, 0) - mean * scale;
   }
 };
 

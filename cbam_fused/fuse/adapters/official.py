@@ -10,7 +10,7 @@ from torch import nn
 from cbam_fused.fuse.adapters import layers
 from cbam_fused.fuse.adapters.base import Adapter
 from cbam_fused.fuse.adapters.layers import NotFusableError
-from cbam_fused.plan import GateSpec
+from cbam_fused.plan import GateSpec, pool_of
 from cbam_fused.schemas import POOL_TYPES
 
 
@@ -54,15 +54,12 @@ def describe(module: nn.Module) -> GateSpec:
 
 
 def _pool(channel_gate: nn.Module) -> str:
-    types = getattr(channel_gate, "pool_types", None)
-    if not isinstance(types, (list, tuple)) or not types:
-        raise NotFusableError(
-            f"ChannelGate.pool_types must be a list of pool types; it is {types!r}"
-        )
-    if not set(types) <= set(POOL_TYPES) or len(set(types)) != len(types):
-        expected = f"different ones of {', '.join(POOL_TYPES)}"
-        raise NotFusableError(f"ChannelGate.pool_types must be {expected}; it is {list(types)!r}")
-    return "+".join(name for name in POOL_TYPES if name in types)
+    types = vars(channel_gate).get("pool_types")
+    pool = pool_of(types)
+    if pool is None:
+        expected = f"a list of different ones of {', '.join(POOL_TYPES)}"
+        raise NotFusableError(f"ChannelGate.pool_types must be {expected}; it is {types!r}")
+    return pool
 
 
 ADAPTER = Adapter("official", claims, describe)

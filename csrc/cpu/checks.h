@@ -1,0 +1,91 @@
+// Checks of the tensors given to an operation, before anything is read or allocated. The message names operation and
+// argument, what was expected and what came.
+#pragma once
+
+#include "tensors.h"
+
+namespace cbam_fused {
+
+inline std::string text_of(ScalarType dtype, const int64_t* sizes, size_t count) {
+  std::string text = std::string(name_of(dtype)) + " [";
+  for (size_t i = 0; i < count; ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return text + "]";
+}
+
+class Checks {
+ public:
+  Checks(const char* op, const Tensor& x) : op_(op), dtype_(x.scalar_type()) {
+    const bool is_float = dtype_ == ScalarType::Float || dtype_ == ScalarType::Double || dtype_ == ScalarType::Half ||
+                          dtype_ == ScalarType::BFloat16;
+    STD_TORCH_CHECK(x.dim() == 4 && is_float, op_,
+                    ": x must be [N, C, H, W] in float32, float16, bfloat16 or float64; got ", text(x));
+    shape_ = {x.size(0), x.size(1), x.size(2), x.size(3), false};
+    STD_TORCH_CHECK(shape_.sample() > 0, op_, ": x must have C, H and W of at least 1; got ", text(x));
+    STD_TORCH_CHECK(std::max(shape_.c, shape_.pixels()) < INT32_MAX, op_,
+                    ": x must have less than 2^31 - 1 channels, and pixels a sample; got ", text(x));
+    compute_ = dtype_ == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  }
+
+  const Shape& shape() const { return shape_; }
+
+  // t, if given, has the sizes and dtype.
+  void tensor(const char* name, const OptionalTensor& t, std::vector<int64_t> sizes, ScalarType dtype) const {
+    if (!t) return;
+    const auto got = t->sizes();
+    STD_TORCH_CHECK(t->scalar_type() == dtype && std::equal(got.begin(), got.end(), sizes.begin(), sizes.end()), op_,
+                    ": ", name, " must be ", text_of(dtype, sizes.data(), sizes.size()), "; got ", text(*t));
+  }
+  void compute(const char* name, const OptionalTensor& t, std::vector<int64_t> sizes) const {
+    tensor(name, t, std::move(sizes), compute_);
+  }
+  void like_x(const char* name, const OptionalTensor& t) const {
+    tensor(name, t, {shape_.n, shape_.c, shape_.h, shape_.w}, dtype_);
+  }
+
+  // [C] and [HW] results of the forward.
+  void per_channel(const char* name, const OptionalTensor& t) const { compute(name, t, {shape_.n, shape_.c}); }
+  void per_pixel(const char* name, const OptionalTensor& t) const { compute(name, t, {shape_.n, shape_.h, shape_.w}); }
+
+  void mlp(const OptionalTensor& weight1, const OptionalTensor& bias1, const Tensor& weight2,
+           const OptionalTensor& bias2) const {
+    const ScalarType dtype = weight2.scalar_type() == dtype_ ? dtype_ : compute_;
+    const int64_t reduced = weight1 && weight1->dim() > 0 ? weight1->size(0) : 0;
+    STD_TORCH_CHECK(!weight1 || reduced > 0, op_, ": mlp_weight1 must have at least 1 row; got ", text(*weight1));
+    if (weight1) layer("mlp_weight1", *weight1, reduced, shape_.c, dtype);
+    layer("mlp_weight2", weight2, shape_.c, weight1 ? reduced : shape_.c, dtype);
+    tensor("mlp_bias1", bias1, {reduced}, dtype);
+    tensor("mlp_bias2", bias2, {shape_.c}, dtype);
+  }
+  void convolution(const OptionalTensor& weight, const OptionalTensor& bias, int64_t maps) const {
+    if (weight) {
+      const int64_t k = weight->dim() == 4 ? weight->size(3) : 0;
+      STD_TORCH_CHECK(k % 2 == 1, op_, ": conv_weight must be [1, ", maps, ", k, k] with k odd; got ", text(*weight));
+      compute("conv_weight", weight, {1, maps, k, k});
+    }
+    compute("conv_bias", bias, {1});
+  }
+  void norm(const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& mean,
+            const OptionalTensor& var) const {
+    STD_TORCH_CHECK(bool(mean) == bool(var), op_, ": norm_mean and norm_var must be given together");
+    compute("norm_weight", weight, {1});
+    compute("norm_bias", bias, {1});
+    compute("norm_mean", mean, {1});
+    compute("norm_var", var, {1});
+  }
+
+ private:
+  static std::string text(const Tensor& t) { return text_of(t.scalar_type(), t.sizes().data(), t.sizes().size()); }
+
+  // [rows, columns] or [rows, columns, 1, 1].
+  void layer(const char* name, const Tensor& t, int64_t rows, int64_t columns, ScalarType dtype) const {
+    std::vector<int64_t> sizes{rows, columns};
+    if (t.dim() == 4) sizes.insert(sizes.end(), {1, 1});
+    tensor(name, t, sizes, dtype);
+  }
+
+  const char* op_;
+  ScalarType dtype_, compute_;
+  Shape shape_;
+};
+
+}  // namespace cbam_fused
