@@ -40,8 +40,13 @@ CPU_SOURCES = (
 
 # Compiled once per instruction set; the launchers choose among them when the library runs.
 CPU_KERNEL_SOURCES = ("csrc/cpu/kernels.cpp",)
-# GCC 12 warns of its own intrinsics: no -Wmaybe-uninitialized there.
-CPU_KERNEL_FLAGS = ("-fno-math-errno", "-fno-trapping-math", "-Wno-maybe-uninitialized")
+# GCC 12 warns of its own intrinsics: no -Wuninitialized there.
+CPU_KERNEL_FLAGS = (
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+)
 CPU_CAPABILITIES = {
     "baseline": (),
     "avx2": ("-mavx2", "-mf16c", "-mfma"),

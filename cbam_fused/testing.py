@@ -78,30 +78,28 @@ def check_close(name: str, actual: Tensor, eager: Tensor, expected: Tensor) -> C
     if actual.dtype != eager.dtype:
         raise AssertionError(f"{name}: dtype {actual.dtype}, eager {eager.dtype}")
     actual, eager, expected = actual.detach(), eager.detach(), expected.detach()
-    _check_masks(name, actual, eager)
-
-    finite = torch.isfinite(eager) & torch.isfinite(expected)
-    if not finite.any():
+    errors = [(result.double() - expected).abs_() for result in (actual, eager)]
+    magnitudes = expected.abs()
+    if not all(math.isfinite(values.sum().item()) for values in (*errors, magnitudes)):
+        _check_masks(name, actual, eager)
+        finite = torch.isfinite(eager) & torch.isfinite(expected)
+        errors = [torch.where(finite, error, 0.0) for error in errors]
+        magnitudes = torch.where(finite, magnitudes, 0.0)
+    if not actual.numel():
         return Closeness(0.0, 0.0)
 
-    def error(result: Tensor) -> Tensor:
-        return torch.where(finite, (result.double() - expected).abs(), 0.0).flatten()
-
-    magnitude = torch.where(finite, expected.abs(), 0.0).max().item()
+    error, eager_error, magnitude = (v.max().item() for v in (*errors, magnitudes))
     unit = ulp(actual.dtype, magnitude)
-    eager_error = error(eager).max().item()
     bound = 2 * eager_error + 2 * unit
-    errors = error(actual)
-    worst = int(errors.argmax())
-    if errors[worst].item() > bound:
+    if error > bound:
+        worst = int(errors[0].argmax())
         raise AssertionError(
             f"{name}: worst at {_coordinate(worst, actual.shape)} of {list(actual.shape)}: "
             f"got {actual.flatten()[worst].item():.9g}, expected "
-            f"{expected.flatten()[worst].item():.17g}, "
-            f"error {errors[worst].item():.3g} > bound {bound:.3g} "
+            f"{expected.flatten()[worst].item():.17g}, error {error:.3g} > bound {bound:.3g} "
             f"(twice eager's {eager_error:.3g} plus 2 ulp of {unit:.3g})"
         )
-    return Closeness(errors[worst].item(), bound)
+    return Closeness(error, bound)
 
 
 def scale_error(eager: Tensor, exact: Tensor, expected: Tensor) -> Tensor:

@@ -160,7 +160,9 @@ def _timm(**options) -> Callable[[], nn.Module]:
     return lambda: CbamModule(32, **options)
 
 
-DIFFERS = "^its own forward computes something else: the .* error .* > bound |counter of .* differs$"
+DIFFERS = (
+    "^its own forward computes something else: the .* error .* > bound |counter of .* differs$"
+)
 
 LOOKALIKES = [
     Lookalike("returns_the_map", authors(spatial=_returns_the_map), r"^its own forward returns \["),
@@ -194,7 +196,9 @@ LOOKALIKES = [
     ),
     Lookalike("integer_weights", changed(_integer_weights), "is a Parameter in int8, not a "),
     Lookalike("two_devices", changed(lambda m: m.SpatialGate.to("meta")), "devices: cpu, meta$"),
-    Lookalike("pool_twice", _pool_types("avg", "avg"), r"pool_types must be a list of different ones of "),
+    Lookalike(
+        "pool_twice", _pool_types("avg", "avg"), r"pool_types must be a list of different ones of "
+    ),
     Lookalike("pool_unknown", _pool_types("avg", "median"), r"it is \['avg', 'median'\]$"),
     Lookalike("pool_none", _pool_types(), r"pool_types must be a list .*; it is \[\]$"),
     Lookalike("gelu", replaced("ChannelGate.mlp.2", nn.GELU()), "mlp.2 is a GELU, not a ReLU$"),

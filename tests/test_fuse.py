@@ -213,6 +213,37 @@ def test_meta_device_is_fused_without_verification():
     assert report.fused[0].reason == "not verified: its parameters are on the meta device"
 
 
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+def test_a_default_device_does_not_matter(device):
+    model = official.CBAM(32)
+    torch.set_default_device(device)
+    try:
+        report = fuse_(model)
+    finally:
+        torch.set_default_device(None)
+    assert report.fused, report
+
+
+def test_what_goes_wrong_in_a_comparison_is_a_reason(gate, monkeypatch):
+    before = snapshot(gate)
+
+    def fail(*_):
+        raise LookupError("no such thing")
+
+    monkeypatch.setattr("cbam_fused.fuse.verify.replica", fail)
+    report = fuse_(gate)
+    check_unchanged(before, gate)
+    assert report.skipped[0].reason == "it cannot be verified: LookupError: no such thing"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_alone_skips_no_gate(dtype, seed):
+    torch.manual_seed(seed)
+    gates = [official.CBAM(16 * (seed + 1), 4), CbamModule(48, rd_ratio=0.25, mlp_bias=True)]
+    assert not fuse_(nn.Sequential(*gates).to(dtype)).skipped
+
+
 def test_report():
     model = nn.Sequential(LightCbamModule(64), LOOKALIKES[0].make())
     report = fuse_(model)

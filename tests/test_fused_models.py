@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import cbam_fused
 from cbam_fused import fuse_, unfuse_
+from cbam_fused.plan import collect
 from cbam_fused.testing import check_close
 from tests import official
 from tests.gates import GATES, new_gate, output_layer, small_net, train_step
@@ -81,6 +82,124 @@ def test_hook_on_an_inner_layer_before_the_swap_is_said(gate):
     handle.remove()
     gate(torch.randn(2, 32, 5, 5))
     assert not calls
+
+
+def runs_its_inner_modules(gate, monkeypatch):
+    """Whether a call of the gate leaves the fused operation alone."""
+    calls = []
+    with monkeypatch.context() as patch:
+        patch.setattr("cbam_fused.plan.cbam", lambda x, **_: calls.append(1) or x)
+        gate(torch.randn(2, 32, 5, 5))
+    return not calls
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("stride", (2, 2)),
+        ("padding", (0, 0)),
+        ("dilation", (3, 3)),
+        ("padding_mode", "reflect"),
+        ("groups", 2),
+    ],
+)
+def test_a_reconfigured_convolution_is_used(setting, value):
+    gate = official.CBAM(32).eval()
+    fuse_(gate, strict=True)
+    setattr(gate.SpatialGate.spatial.conv, setting, value)
+    plan = type(gate)._cbam_fused.plan
+    expected = f"SpatialGate.spatial.conv.{setting} is {value!r}, it was "
+    assert collect(gate, plan).reason.startswith(expected)
+
+
+def test_changed_settings_of_a_gate_are_honoured(monkeypatch):
+    gate = official.CBAM(32, pool_types=["avg", "max"]).eval()
+    x = torch.randn(2, 32, 5, 5)
+    fuse_(gate, strict=True)
+    assert not runs_its_inner_modules(gate, monkeypatch)
+    gate.ChannelGate.pool_types.remove("max")
+    torch.testing.assert_close(gate(x), official.CBAM.forward(gate, x))
+    assert runs_its_inner_modules(gate, monkeypatch)
+    gate.ChannelGate.pool_types.append("max")
+    assert not runs_its_inner_modules(gate, monkeypatch)
+    gate.no_spatial = True
+    assert torch.equal(gate(x), gate.ChannelGate(x))
+
+
+@pytest.mark.parametrize("cls", [official.CBAM, official.ChannelGate, nn.Linear])
+def test_a_forward_replaced_on_a_class_is_used(cls, monkeypatch):
+    gate = official.CBAM(32).eval()
+    fuse_(gate, strict=True)
+    own, calls = cls.forward, []
+    monkeypatch.setattr(cls, "forward", lambda self, x: calls.append(1) or own(self, x))
+    gate(torch.randn(2, 32, 5, 5))
+    assert calls
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        "register_forward_hook",
+        "register_forward_pre_hook",
+        "register_full_backward_hook",
+        "register_full_backward_pre_hook",
+    ],
+)
+def test_hooks_behind_the_norm_run(register, monkeypatch):
+    gate = CbamModule(32)
+    fuse_(gate, strict=True)
+    getattr(gate.spatial.conv.bn.act, register)(lambda *_: None)
+    assert runs_its_inner_modules(gate, monkeypatch)
+
+
+def test_a_forward_set_behind_the_norm_is_used():
+    gate = CbamModule(32).eval()
+    fuse_(gate, strict=True)
+    gate.spatial.conv.bn.act.forward = lambda z: z - 100
+    assert gate(torch.randn(2, 32, 5, 5)).abs().max() < 1e-30
+
+
+def test_hooks_on_all_modules_run(gate):
+    fuse_(gate)
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(m))
+    try:
+        gate(torch.randn(2, 32, 5, 5))
+    finally:
+        handle.remove()
+    assert gate.get_submodule(output_layer(gate)) in seen
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.float64], ids=str)
+def test_autocast_gives_one_dtype_on_every_path(gate, dtype, x_dtype):
+    gate.eval().to(x_dtype)
+    fuse_(gate, strict=True)
+    x = torch.randn(2, 32, 5, 5, dtype=x_dtype)
+    gate.get_submodule(output_layer(gate)).register_forward_hook(lambda *_: None)
+    hooked = copy.deepcopy(gate)
+    gate.get_submodule(output_layer(gate))._forward_hooks.clear()
+    with torch.autocast("cpu", dtype, enabled=x_dtype == torch.float32):
+        expected = dtype if x_dtype == torch.float32 else torch.float64
+        assert gate(x).dtype == hooked(x).dtype == expected
+
+
+def swapped_again(gate):
+    cls = type(gate)
+    gate.__class__ = type(f"Sharded{cls.__name__}", (cls,), {})
+
+
+def test_a_class_swapped_again_stays_fused_and_is_not_unfused(gate):
+    model = nn.Sequential(official.CBAM(32), gate)
+    fuse_(model, strict=True)
+    swapped_again(gate)
+    classes = [type(module) for module in model]
+    assert [g.status for g in fuse_(model).gates] == ["already fused"] * 2
+    message = "^unfuse_: the class of 1 was swapped again after fuse_, for Sharded"
+    with pytest.raises(RuntimeError, match=message):
+        unfuse_(model)
+    assert [type(module) for module in model] == classes
+    assert type(copy.deepcopy(gate)) is type(gate)
 
 
 def test_a_layer_appended_to_the_mlp_is_used():

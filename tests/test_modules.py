@@ -125,6 +125,38 @@ def test_a_refused_call_counts_no_batch():
     assert module.SpatialGate.spatial.bn.num_batches_tracked == 0
 
 
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"activation": "gelu"}, "activation must be one of none, relu, relu6; got 'gelu'"),
+        ({"residual": torch.zeros(2, 32, 1, 1)}, r"residual must be as x, float32 \[2, 32, 5, 5\]"),
+        ({"residual": 1.0}, "residual must be as x, .*; got 1.0"),
+        ({"x": torch.zeros(2, 32, 5, 5, dtype=torch.int32)}, "x must be .*; got int32"),
+    ],
+)
+def test_a_refused_call_changes_nothing_on_either_path(call, message, hooked):
+    module = CBAM(32)
+    if hooked:
+        module.ChannelGate.mlp[1].register_forward_hook(lambda *_: None)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises((TypeError, ValueError), match=f"^cbam: {message}"):
+        module(**{"x": torch.randn(2, 32, 5, 5)} | call)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_autocast_gives_one_dtype_on_every_path(dtype):
+    module = CBAM(32).eval().to(dtype)
+    x, residual = torch.randn(2, 2, 32, 6, 6, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        fused = module(x, residual=residual)
+        layers, calls = by_its_layers(module, x, residual=residual)
+    assert calls
+    assert fused.dtype == layers.dtype == (torch.bfloat16 if dtype == torch.float32 else dtype)
+
+
 def test_residual_and_activation():
     module = CBAM(32).eval()
     x, residual = torch.randn(2, 2, 32, 6, 6)

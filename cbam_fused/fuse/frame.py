@@ -42,7 +42,7 @@ def fuse_(
             until one is accepted, if it is shared); only accepted ones are fused. Default: all.
         strict: raise if a gate cannot be fused, or if there is none.
         verify: compare every gate with its own forward before it is swapped: forward and backward,
-            in training and eval mode, on a small random input. A gate that differs by more than
+            in training and eval mode, on small random inputs. A gate that differs by more than
             rounding is skipped. On the meta device there is nothing to compare: gates are fused
             without, and the report says so.
 

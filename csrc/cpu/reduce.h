@@ -152,35 +152,46 @@ void reduce_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end
 constexpr int64_t kGroupRows = 8;
 constexpr int64_t kTileColumns = 2048;
 
-// The sums of a tile's columns. Those of kLeafGroups groups are made before they are added to the total, so that no
-// chain of additions is long enough to lose precision.
+// The sums of a tile's columns, one vector of each group of rows at a time. Groups are added pairwise, pairs of pairs
+// likewise, up to kLeafGroups, before they are added to the total: no chain of additions is long enough to lose
+// precision.
 template <class A>
 class ColumnSums {
  public:
   ColumnSums(A* total, int64_t tile, int64_t tile_end) : total_(total), tile_(tile), tile_end_(tile_end) {}
 
-  void add(int64_t j, const Vector<A>& v, int64_t count) {
-    A* target = leaf_ + (j - tile_);
-    store_some(target, groups_ == 0 ? v : load_some(target, count) + v, count);
+  // Adds the vector at column j of the current group.
+  void add(int64_t j, Vector<A> v, int64_t count) {
+    const int64_t at = j - tile_;
+    for (int level = 0; level < carries_; ++level) v = load_some(levels_[level] + at, count) + v;
+    store_some(levels_[carries_] + at, v, count);
   }
   // Ends a group; `last` ends the sum.
   void end_group(bool last) {
-    if (++groups_ < kLeafGroups && !last) return;
-    groups_ = 0;
-    for_vectors<Vector<A>::kLanes>(tile_, tile_end_, [&](int64_t j, int64_t count) {
-      const Vector<A> leaf = load_some(leaf_ + (j - tile_), count);
-      store_some(total_ + j, first_ ? leaf : load_some(total_ + j, count) + leaf, count);
-    });
-    first_ = false;
+    ++groups_;
+    if (groups_ == kLeafGroups || last) add_to_total();
+    for (carries_ = 0; groups_ >> carries_ & 1;) ++carries_;
   }
 
  private:
-  static constexpr int kLeafGroups = 16;
+  static constexpr int kLevels = 6, kLeafGroups = 1 << kLevels;
+
+  void add_to_total() {
+    for_vectors<Vector<A>::kLanes>(tile_, tile_end_, [&](int64_t j, int64_t count) {
+      Vector<A> leaf = {};
+      for (int level = 0; level <= kLevels; ++level)
+        if (groups_ >> level & 1) leaf = leaf + load_some(levels_[level] + (j - tile_), count);
+      store_some(total_ + j, first_ ? leaf : load_some(total_ + j, count) + leaf, count);
+    });
+    groups_ = 0;
+    first_ = false;
+  }
+
   A* total_;
   int64_t tile_, tile_end_;
-  int groups_ = 0;
+  int groups_ = 0, carries_ = 0;  // groups in the levels, and how many levels the next one completes
   bool first_ = true;
-  A leaf_[kTileColumns];
+  A levels_[kLevels + 1][kTileColumns];
 };
 
 template <class A>

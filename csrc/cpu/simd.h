@@ -219,9 +219,28 @@ inline E fold(Vector<E> v, F f) {
   fold_native<kNativeBytes / int(sizeof(E)) / 2>(v, f);
   return v.part[0][0];
 }
-template <class A>
-inline A sum_of(const Vector<A>& v) {
-  return fold(v, [](Native<A> s, Native<A> t) { return s + t; });
+// The sum over lanes, in a wider type: it is rounded once.
+inline double sum_of(const Vector<double>& v) {
+  double lanes[8];
+  memcpy(lanes, &v, sizeof(lanes));
+  long double sum = 0;
+  for (const double lane : lanes) sum += lane;
+  return double(sum);
+}
+inline float sum_of(const Vector<float>& v) {
+#if defined(__AVX512F__)
+  const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(__m512(v.part[0])), 1));
+  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(__m512(v.part[0]))), high = _mm512_cvtps_pd(upper);
+  const Vector<double> wide{{Native<double>(low + high)}};
+#else
+  float lanes[16];
+  double sums[8];
+  memcpy(lanes, &v, sizeof(lanes));
+  for (int i = 0; i < 8; ++i) sums[i] = double(lanes[i]) + double(lanes[i + 8]);
+  Vector<double> wide;
+  memcpy(&wide, sums, sizeof(wide));
+#endif
+  return float(fold(wide, [](Native<double> s, Native<double> t) { return s + t; }));
 }
 
 // ---- Exponential and sigmoid ---------------------------------------------------------------------------------------
