@@ -106,9 +106,10 @@ def scale_error(eager: Tensor, exact: Tensor, expected: Tensor) -> Tensor:
     """What stands for eager's result where `expected` is an eager result of the same precision,
     float64, itself.
 
-    It lies as far from `expected` as eager float32 does from `exact`, in units of the precision of
-    each, and half as far again: `expected` is off by one such error of its own, which the bound,
-    twice this one, then makes room for.
+    It lies twice as far from `expected` as eager float32 does from `exact`, in units of the
+    precision of each: the rule allows any result twice eager's error, and `expected` is one such
+    result too, so that the two may lie four times that error apart. (In extended precision, the
+    float64 reference was found further from the exact result than the kernels were.)
 
     Args:
         eager: a float32 result.
@@ -116,7 +117,7 @@ def scale_error(eager: Tensor, exact: Tensor, expected: Tensor) -> Tensor:
         expected: the float64 result whose error cannot be measured directly.
     """
     ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-    error = 1.5 * ratio * (eager.double() - exact)
+    error = 2 * ratio * (eager.double() - exact)
     return torch.where(error.isfinite(), expected + error, expected)
 
 
