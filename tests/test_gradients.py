@@ -163,6 +163,34 @@ def test_gradient_penalty_is_an_error_on_backward(backend):
     assert gate.x.grad is None
 
 
+PARAMETERS = ("mlp_weight1", "mlp_bias1", "mlp_weight2", "mlp_bias2", "conv_weight", "conv_bias",
+              "norm_weight", "norm_bias")  # fmt: skip
+
+
+@pytest.mark.parametrize("only", PARAMETERS)
+def test_second_derivative_is_an_error_with_one_parameter_trainable(backend, only):
+    case = replace(BY_NAME["residual_relu"], mlp_bias=True, conv_bias=True)
+    gate = case.gate()
+    parameter = getattr(gate, only).requires_grad_()
+    with cbam_fused.use_backend(backend.name):
+        y = call(cbam_fused.cbam, gate)
+    (gradient,) = torch.autograd.grad(y, parameter, gate.grad, create_graph=True)
+    with pytest.raises(RuntimeError, match=SECOND_DERIVATIVE):
+        gradient.square().sum().backward()
+
+
+def test_second_derivative_is_an_error_for_a_transposed_x(backend):
+    """x is copied to a dense layout; its gradient still depends on x itself."""
+    gate = BY_NAME["plain"].gate()
+    x = gate.x.clone().requires_grad_()
+    turned = replace(gate, x=x.transpose(2, 3), grad=gate.grad.transpose(2, 3))
+    with cbam_fused.use_backend(backend.name):
+        y = call(cbam_fused.cbam, turned)
+    (gradient,) = torch.autograd.grad(y, x, turned.grad, create_graph=True)
+    with pytest.raises(RuntimeError, match=SECOND_DERIVATIVE):
+        gradient.square().sum().backward()
+
+
 def test_no_grad_and_inference_mode(backend):
     gate = require_grad(BY_NAME["residual_relu6"].gate())
     with cbam_fused.use_backend(backend.name):
