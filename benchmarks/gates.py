@@ -12,6 +12,7 @@ the least that reading x and writing y takes.
 import argparse
 import copy
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 import cbam_fused
 from benchmarks import report
 from benchmarks.timing import Timing, geometric_mean, interleave, ratio
-from benchmarks.verify import DRAWS, Oracle, separate_maxima
+from benchmarks.verify import Oracle, draws, separate_maxima
 
 SHAPES = ("256x56x56", "512x28x28", "1024x14x14", "2048x7x7")
 BATCHES = (8, 1)
@@ -121,7 +122,7 @@ def measure(configuration: Configuration, repetitions: int, min_time: float) -> 
     torch.manual_seed(0)
     module = gate(configuration)
     modules = implementations(module)
-    inputs = [draw(configuration, module) for _ in range(DRAWS)]
+    inputs = [draw(configuration, module) for _ in range(draws(math.prod(configuration.size)))]
     oracle = Oracle(module, inputs)
     failures = {}
     for name in ("compile", "fused"):

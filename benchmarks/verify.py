@@ -13,13 +13,17 @@ from torch import Tensor, nn
 
 from cbam_fused.testing import check_close
 
-DRAWS = 3
-"""Inputs judged together: one draw says little of how large a single number's error is."""
-
 LEAD = 8 * torch.finfo(torch.bfloat16).eps
 """By how much, relatively, each maximum exceeds the next value: a few roundings in bfloat16."""
 
 Results = dict[str, Tensor]
+
+
+def draws(values: int) -> int:
+    """How many inputs of so many values are judged together: more small ones, since the largest
+    error of a few numbers is a matter of luck.
+    """
+    return max(3, min(16, 2_000_000 // values))
 
 
 def narrow_maxima(u: Tensor, dims: tuple[int, ...]) -> Tensor:
