@@ -8,12 +8,7 @@ from torch import Tensor
 
 from cbam_fused import backends, checks
 from cbam_fused.ops import Cbam, dense
-from cbam_fused.reference_gates import (
-    autocasts,
-    cast,
-    compute_dtype,
-    update_running_statistics,
-)
+from cbam_fused.reference_gates import autocasts, cast, compute_dtype
 
 
 def cbam(
@@ -120,7 +115,7 @@ def cbam(
         mlp = tuple(cast(p, compute) for p in mlp)
     conv = (cast(conv_weight, compute), cast(conv_bias, compute))
     affine = (cast(norm_weight, compute), cast(norm_bias, compute))
-    statistics = (None, None)
+    statistics = (running_mean, running_var)
     if not batch_statistics:
         statistics = (cast(running_mean, compute), cast(running_var, compute))
 
@@ -132,7 +127,7 @@ def cbam(
         return backend.cbam_inference(
             x, *mlp, *conv, *affine, *statistics, eps, residual, pool, maps, activation
         )
-    y, batch_mean, batch_var = Cbam.apply(
+    return Cbam.apply(
         dense(x),
         *mlp,
         *conv,
@@ -141,16 +136,10 @@ def cbam(
         residual,
         backend,
         batch_statistics,
+        momentum,
         eps,
         pool,
         maps,
         ties,
         activation,
     )
-    if batch_statistics:
-        count = x.shape[0] * x.shape[2] * x.shape[3]
-        with torch.no_grad():
-            update_running_statistics(
-                running_mean, running_var, batch_mean, batch_var, count, momentum
-            )
-    return y

@@ -7,6 +7,7 @@ torch.compile, torch.export) whose strides equal the real ones, and no autograd 
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from cbam_fused import library, reference
 from cbam_fused.backends import Backend
@@ -34,6 +35,9 @@ def _fake_attend(
     conv_weight,
     conv_bias,
     batch_statistics,
+    running_mean,
+    running_var,
+    momentum,
     pool,
     maps,
     ties,
@@ -91,7 +95,8 @@ def _fake_backward_input(
     logits,
     channel_sums,
     norm_grad,
-    norm_grad_means,
+    norm_sums,
+    norm_count,
     mlp_weight1,
     mlp_weight2,
     conv_weight,
@@ -152,8 +157,8 @@ class _FirstDerivativeOnly(torch.autograd.Function):
 class Cbam(torch.autograd.Function):
     """The whole gate: forward = attend, apply; backward = backward_reduce, backward_input.
 
-    Returns y, and the batch's mean and biased variance of the logits ([0] without batch
-    statistics). Saves x, y where an activation follows, and maps of at most N*H*W or N*C values.
+    With batch statistics the running ones, if given, are updated in place. Saves x, y where an
+    activation follows, and maps of at most N*H*W or N*C values.
     """
 
     @staticmethod
@@ -168,17 +173,19 @@ class Cbam(torch.autograd.Function):
         conv_bias,
         norm_weight,
         norm_bias,
-        norm_mean,
-        norm_var,
+        running_mean,
+        running_var,
         residual,
         backend: Backend,
         batch_statistics: bool,
+        momentum: float,
         eps: float,
         pool: str,
         maps: str,
         ties: str,
         activation: str,
     ):
+        updated = (running_mean, running_var) if batch_statistics else (None, None)
         attended = backend.cbam_attend(
             x,
             mlp_weight1,
@@ -188,15 +195,19 @@ class Cbam(torch.autograd.Function):
             conv_weight,
             conv_bias,
             batch_statistics,
+            *updated,
+            momentum,
             pool,
             maps,
             ties,
         )
-        channel_gate, *kept, logits, batch_mean, batch_var = attended
+        if updated[0] is not None and not torch.compiler.is_compiling():
+            increment_version(updated)  # so that an older graph that saved them notices
+        channel_gate, *kept, logits, norm_mean, norm_var = attended
         if conv_weight is None:
             logits = None
-        if batch_statistics:
-            norm_mean, norm_var = batch_mean, batch_var
+        if not batch_statistics:
+            norm_mean, norm_var = running_mean, running_var
         norm = (norm_weight, norm_bias, norm_mean, norm_var)
         y = backend.cbam_apply(x, channel_gate, logits, *norm, eps, residual, activation)
 
@@ -207,11 +218,10 @@ class Cbam(torch.autograd.Function):
         )
         ctx.backend, ctx.batch_statistics, ctx.eps = backend, batch_statistics, eps
         ctx.pool, ctx.maps, ctx.ties, ctx.activation = pool, maps, ties, activation
-        ctx.mark_non_differentiable(batch_mean, batch_var)
-        return y, batch_mean, batch_var
+        return y
 
     @staticmethod
-    def backward(ctx, grad, _mean_grad, _var_grad):
+    def backward(ctx, grad):
         saved = ctx.saved_tensors
         x, y, channel_gate, *kept, logits = saved[:9]
         norm, (mlp_weight1, mlp_weight2, conv_weight) = saved[9:13], saved[13:16]
@@ -220,7 +230,6 @@ class Cbam(torch.autograd.Function):
                 grad, x, y, channel_gate, logits, *norm, ctx.eps, ctx.activation
             )
             residual_grad = masked_grad if ctx.activation != "none" else grad
-            count = x.shape[0] * x.shape[2] * x.shape[3]
             x_grad, *mlp_grads, conv_weight_grad, conv_bias_grad = ctx.backend.cbam_backward_input(
                 residual_grad,
                 x,
@@ -229,7 +238,8 @@ class Cbam(torch.autograd.Function):
                 logits,
                 channel_sums,
                 None if logits is None else norm_grad,
-                norm_sums / count if ctx.batch_statistics else None,
+                norm_sums if ctx.batch_statistics else None,
+                x.shape[0] * x.shape[2] * x.shape[3],
                 mlp_weight1,
                 mlp_weight2,
                 conv_weight,
@@ -248,4 +258,4 @@ class Cbam(torch.autograd.Function):
             )
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grads = _FirstDerivativeOnly.apply(len(grads), *grads, grad, *saved)
-        return *grads, *(None,) * 7
+        return *grads, *(None,) * 8

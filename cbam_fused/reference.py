@@ -96,13 +96,14 @@ def cbam(
         raise ValueError(f"cbam: x must have N * H * W > 1 for batch statistics; got {got}")
     values = x.to(gates.compute_dtype(x.dtype))
     mlp = (mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2)
-    attended = cbam_attend(values, *mlp, conv_weight, conv_bias, normalise_batch, pool, maps, ties)
+    running = (running_mean, running_var, momentum)
+    attended = cbam_attend(
+        values, *mlp, conv_weight, conv_bias, normalise_batch, *running, pool, maps, ties
+    )
     channel_gate, logits = attended[0], None if conv_weight is None else attended[6]
     mean, var = attended[7:] if normalise_batch else (running_mean, running_var)
     norm = (norm_weight, norm_bias, mean, var, eps)
     gated = cbam_apply(values, channel_gate, logits, *norm, residual, "none")
-    if normalise_batch:
-        gates.update_running_statistics(running_mean, running_var, mean, var, count, momentum)
     return gates.activate(gated.to(x.dtype), activation)
 
 
@@ -112,7 +113,8 @@ def cbam_inference(
 ):  # fmt: skip
     """y = activation(x * Mc * Ms + residual), with constant norm statistics."""
     mlp = (mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2)
-    attended = cbam_attend(x, *mlp, conv_weight, conv_bias, False, pool, maps, "first")
+    running = (None, None, 0.0)
+    attended = cbam_attend(x, *mlp, conv_weight, conv_bias, False, *running, pool, maps, "first")
     channel_gate, logits = attended[0], None if conv_weight is None else attended[6]
     norm = (norm_weight, norm_bias, norm_mean, norm_var, eps)
     return cbam_apply(x, channel_gate, logits, *norm, residual, activation)
@@ -120,7 +122,7 @@ def cbam_inference(
 
 def cbam_attend(
     x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, conv_weight, conv_bias,
-    batch_statistics, pool, maps, ties,
+    batch_statistics, running_mean, running_var, momentum, pool, maps, ties,
 ):  # fmt: skip
     """Phase 1: the channel gate, and the logits of the spatial gate with their statistics."""
     values = x.to(gates.compute_dtype(x.dtype))
@@ -137,6 +139,8 @@ def cbam_attend(
         mean, var = values.new_empty([0]), values.new_empty([0])
         if batch_statistics:
             mean, var = gates.statistics(logits.unsqueeze(1))
+            count = logits.numel()
+            gates.update_running_statistics(running_mean, running_var, mean, var, count, momentum)
     spatial = (pooled, channel_ties, logits, mean, var)
     return channel_gate, descriptors, hidden, pixel_ties, *spatial
 
@@ -180,7 +184,7 @@ def cbam_backward_reduce(
 
 def cbam_backward_input(
     grad, x, channel_gate, descriptors, hidden, pixel_ties, pooled, channel_ties, logits,
-    channel_sums, norm_grad, norm_grad_means, mlp_weight1, mlp_weight2, conv_weight,
+    channel_sums, norm_grad, norm_sums, norm_count, mlp_weight1, mlp_weight2, conv_weight,
     norm_weight, norm_bias, norm_mean, norm_var, eps, pool, maps, ties,
 ):  # fmt: skip
     """Second pass of the backward: gradients of x and of the MLP's and convolution's parameters."""
@@ -192,7 +196,8 @@ def cbam_backward_input(
         conv_grads = values.new_empty([0]), values.new_empty([0])
     else:
         norm = (norm_weight, norm_bias, norm_mean, norm_var, eps)
-        logits_grad = gates.norm_backward(norm_grad, norm_grad_means, logits, norm)
+        grad_means = None if norm_sums is None else norm_sums / max(norm_count, 1)
+        logits_grad = gates.norm_backward(norm_grad, grad_means, logits, norm)
         pooled_grad, *conv_grads = gates.spatial_logits_backward(
             logits_grad, pooled, conv_weight, maps
         )

@@ -61,8 +61,11 @@ SCHEMAS = {
     "cbam_inference": f"(Tensor x, {_MLP}, {_CONV}, {_NORM}, Tensor? residual,"
     " str pool, str maps, str activation) -> Tensor",
     # Phase 1. norm_mean and norm_var [1] are the mean and the biased variance of the logits over
-    # this batch (batch_statistics=True).
+    # this batch (batch_statistics=True); given running_mean and running_var ([1], any float) are
+    # moved towards them by momentum, as BatchNorm2d does: the variance unbiased, an empty batch
+    # changing nothing.
     "cbam_attend": f"(Tensor x, {_MLP}, {_CONV}, bool batch_statistics,"
+    " Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum,"
     " str pool, str maps, str ties)"
     " -> (Tensor channel_gate, Tensor descriptors, Tensor hidden, Tensor pixel_ties, Tensor pooled,"
     " Tensor channel_ties, Tensor logits, Tensor norm_mean, Tensor norm_var)",
@@ -76,14 +79,14 @@ SCHEMAS = {
     "cbam_backward_reduce": "(Tensor grad, Tensor x, Tensor? y, Tensor channel_gate,"
     f" Tensor? logits, {_NORM}, str activation)"
     " -> (Tensor masked_grad, Tensor channel_sums, Tensor norm_grad, Tensor norm_sums)",
-    # Second pass. grad is masked_grad where there is one. norm_grad_means [2] is norm_sums over the
-    # count of the (global) batch when the norm used batch statistics, absent when they were
-    # constants. Parameter gradients have the shape and dtype of their parameter ([0] for an absent
-    # layer); biases are always given.
+    # Second pass. grad is masked_grad where there is one. norm_sums [2] is given when the norm used
+    # batch statistics, those of norm_count values (N H W), and absent when they were constants.
+    # Parameter gradients have the shape and dtype of their parameter ([0] for an absent layer);
+    # biases are always given.
     "cbam_backward_input": "(Tensor grad, Tensor x, Tensor channel_gate, Tensor descriptors,"
     " Tensor hidden, Tensor pixel_ties, Tensor pooled, Tensor channel_ties, Tensor? logits,"
-    " Tensor channel_sums, Tensor? norm_grad, Tensor? norm_grad_means, Tensor? mlp_weight1,"
-    " Tensor mlp_weight2, Tensor? conv_weight,"
+    " Tensor channel_sums, Tensor? norm_grad, Tensor? norm_sums, SymInt norm_count,"
+    " Tensor? mlp_weight1, Tensor mlp_weight2, Tensor? conv_weight,"
     f" {_NORM}, str pool, str maps, str ties)"
     " -> (Tensor x_grad, Tensor mlp_weight1_grad, Tensor mlp_bias1_grad, Tensor mlp_weight2_grad,"
     " Tensor mlp_bias2_grad, Tensor conv_weight_grad, Tensor conv_bias_grad)",

@@ -185,8 +185,9 @@ class Decisions(NamedTuple):
 
 def attend(backend: Backend, gate: Gate) -> Attended:
     """`cbam_attend` of `gate` by `backend`."""
+    statistics = (gate.batch_statistics, None, None, 0.0)
     results = backend.cbam_attend(
-        gate.x, *gate.mlp, *gate.conv, gate.batch_statistics, gate.pool, gate.maps, gate.ties
+        gate.x, *gate.mlp, *gate.conv, *statistics, gate.pool, gate.maps, gate.ties
     )
     return Attended(*results)
 
@@ -227,7 +228,6 @@ def run_gate(
         gate.activation,
     )
     grad = gate.grad if gate.activation == "none" else masked_grad
-    count = gate.x.shape[0] * gate.x.shape[2] * gate.x.shape[3]
     gradients = backend.cbam_backward_input(
         grad,
         gate.x,
@@ -240,7 +240,8 @@ def run_gate(
         logits,
         channel_sums,
         None if logits is None else norm_grad,
-        norm_sums / count if gate.batch_statistics else None,
+        norm_sums if gate.batch_statistics else None,
+        gate.x.shape[0] * gate.x.shape[2] * gate.x.shape[3],
         gate.mlp_weight1,
         gate.mlp_weight2,
         gate.conv_weight,

@@ -13,7 +13,8 @@ STABLE_TORCH_LIBRARY(cbam_fused, m) {
   m.def("cbam_inference(Tensor x, " CBAM_MLP ", " CBAM_CONV ", " CBAM_NORM
         ", Tensor? residual, str pool, str maps, str activation) -> Tensor");
   m.def("cbam_attend(Tensor x, " CBAM_MLP ", " CBAM_CONV
-        ", bool batch_statistics, str pool, str maps, str ties)"
+        ", bool batch_statistics, Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum,"
+        " str pool, str maps, str ties)"
         " -> (Tensor channel_gate, Tensor descriptors, Tensor hidden, Tensor pixel_ties, Tensor pooled,"
         " Tensor channel_ties, Tensor logits, Tensor norm_mean, Tensor norm_var)");
   m.def("cbam_apply(Tensor x, Tensor channel_gate, Tensor? logits, " CBAM_NORM
@@ -24,7 +25,7 @@ STABLE_TORCH_LIBRARY(cbam_fused, m) {
   m.def(
       "cbam_backward_input(Tensor grad, Tensor x, Tensor channel_gate, Tensor descriptors, Tensor hidden,"
       " Tensor pixel_ties, Tensor pooled, Tensor channel_ties, Tensor? logits, Tensor channel_sums,"
-      " Tensor? norm_grad, Tensor? norm_grad_means, Tensor? mlp_weight1, Tensor mlp_weight2,"
+      " Tensor? norm_grad, Tensor? norm_sums, SymInt norm_count, Tensor? mlp_weight1, Tensor mlp_weight2,"
       " Tensor? conv_weight, " CBAM_NORM
       ", str pool, str maps, str ties)"
       " -> (Tensor x_grad, Tensor mlp_weight1_grad, Tensor mlp_bias1_grad, Tensor mlp_weight2_grad,"

@@ -73,7 +73,6 @@ def arguments(gate: Gate) -> dict[str, tuple]:
     y = reference.cbam_apply(*apply) if gate.activation != "none" else None
     reduce = (gate.grad, gate.x, y, kept.channel_gate, logits, *norm, gate.activation)
     masked_grad, channel_sums, norm_grad, norm_sums = reference.cbam_backward_reduce(*reduce)
-    count = gate.x.shape[0] * gate.x.shape[2] * gate.x.shape[3]
     return {
         "cbam_inference": (
             gate.x,
@@ -84,7 +83,17 @@ def arguments(gate: Gate) -> dict[str, tuple]:
             *options,
             gate.activation,
         ),
-        "cbam_attend": (gate.x, *gate.mlp, *gate.conv, gate.batch_statistics, *options, gate.ties),
+        "cbam_attend": (
+            gate.x,
+            *gate.mlp,
+            *gate.conv,
+            gate.batch_statistics,
+            None,
+            None,
+            0.0,
+            *options,
+            gate.ties,
+        ),
         "cbam_apply": apply,
         "cbam_backward_reduce": reduce,
         "cbam_backward_input": (
@@ -99,7 +108,8 @@ def arguments(gate: Gate) -> dict[str, tuple]:
             logits,
             channel_sums,
             None if logits is None else norm_grad,
-            norm_sums / count if gate.batch_statistics else None,
+            norm_sums if gate.batch_statistics else None,
+            gate.x.shape[0] * gate.x.shape[2] * gate.x.shape[3],
             gate.mlp_weight1,
             gate.mlp_weight2,
             gate.conv_weight,

@@ -85,7 +85,7 @@ def by_operations(gate: Gate) -> dict[str, Tensor]:
     """The same from the operations: attend, apply, backward_reduce, backward_input."""
     gate_options, x = (gate.pool, gate.maps, gate.ties), gate.x
     channel_gate, *kept, logits, mean, var = reference.cbam_attend(
-        x, *gate.mlp, *gate.conv, gate.batch_statistics, *gate_options
+        x, *gate.mlp, *gate.conv, gate.batch_statistics, None, None, 0.0, *gate_options
     )
     logits = None if gate.conv_weight is None else logits
     if not gate.batch_statistics:
@@ -96,10 +96,9 @@ def by_operations(gate: Gate) -> dict[str, Tensor]:
         gate.grad, x, y, channel_gate, logits, *norm, gate.activation
     )
     grad = gate.grad if gate.activation == "none" else masked_grad
-    count = x.numel() // x.shape[1]
     gradients = reference.cbam_backward_input(
         grad, x, channel_gate, *kept, logits, channel_sums, norm_grad,
-        norm_sums / count if gate.batch_statistics else None,
+        norm_sums if gate.batch_statistics else None, x.numel() // x.shape[1],
         gate.mlp_weight1, gate.mlp_weight2, gate.conv_weight, *norm, *gate_options,
     )  # fmt: skip
     mlp = ("mlp_weight1", "mlp_bias1", "mlp_weight2", "mlp_bias2")

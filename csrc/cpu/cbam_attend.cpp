@@ -35,14 +35,27 @@ struct Statistics {
   }
 };
 
+// t[0] moves towards `value` by `momentum`; t in any float.
+void move_towards(OptionalTensor& t, double value, double momentum) {
+  if (!t) return;
+  dispatch(t->scalar_type(), [&](auto element) {
+    using T = decltype(element);
+    T* target = mutable_data<T>(*t);
+    *target = from_double<T>((1 - momentum) * double(to_compute(*target)) + momentum * value);
+  });
+}
+
 }  // namespace
 
 using AttendResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 AttendResult cbam_attend(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor mlp_bias1, Tensor mlp_weight2,
                          OptionalTensor mlp_bias2, OptionalTensor conv_weight, OptionalTensor conv_bias,
-                         bool batch_statistics, std::string pool, std::string maps, std::string ties) {
-  Checks("cbam_attend", x_in);
+                         bool batch_statistics, OptionalTensor running_mean, OptionalTensor running_var,
+                         double momentum, std::string pool, std::string maps, std::string ties) {
+  const Checks checks("cbam_attend", x_in);
+  checks.running("running_mean", running_mean);
+  checks.running("running_var", running_var);
   const Tensor x = dense(x_in);
   return with_attend(
       "cbam_attend", x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, conv_weight, conv_bias, pool, maps,
@@ -79,6 +92,10 @@ AttendResult cbam_attend(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor
           for (const auto& sample : samples) batch.count ? batch.merge(sample) : void(batch = sample);
           *mutable_data<A>(mean) = A(batch.mean);
           *mutable_data<A>(var) = batch.count ? A(batch.squares / batch.count) : A(0);
+          if (batch.count) {
+            move_towards(running_mean, double(batch.mean), momentum);
+            move_towards(running_var, double(batch.squares / (batch.count - 1)), momentum);
+          }
         }
         return {gates, descriptors, hidden, pixel_ties, pooled, channel_ties, logits, mean, var};
       });

@@ -279,8 +279,8 @@ using BackwardInputResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, T
 BackwardInputResult cbam_backward_input(Tensor grad_in, Tensor x_in, Tensor channel_gate, Tensor descriptors,
                                         Tensor hidden, Tensor pixel_ties, Tensor pooled, Tensor channel_ties,
                                         OptionalTensor logits, Tensor channel_sums, OptionalTensor norm_grad,
-                                        OptionalTensor norm_grad_means, OptionalTensor mlp_weight1, Tensor mlp_weight2,
-                                        OptionalTensor conv_weight, OptionalTensor norm_weight,
+                                        OptionalTensor norm_sums, int64_t norm_count, OptionalTensor mlp_weight1,
+                                        Tensor mlp_weight2, OptionalTensor conv_weight, OptionalTensor norm_weight,
                                         OptionalTensor norm_bias, OptionalTensor norm_mean, OptionalTensor norm_var,
                                         double eps, std::string pool, std::string maps, std::string ties) {
   constexpr const char* kOp = "cbam_backward_input";
@@ -301,7 +301,7 @@ BackwardInputResult cbam_backward_input(Tensor grad_in, Tensor x_in, Tensor chan
   if (logits) checks.tensor("channel_ties", channel_ties, {in.n, in.h, in.w}, ScalarType::Int);
   checks.per_pixel("logits", logits);
   checks.per_pixel("norm_grad", norm_grad);
-  checks.compute("norm_grad_means", norm_grad_means, {2});
+  checks.compute("norm_sums", norm_sums, {2});
   checks.norm(norm_weight, norm_bias, norm_mean, norm_var);
   const Tensor x = dense(x_in);
   const Shape s = shape_of(x);
@@ -334,7 +334,7 @@ BackwardInputResult cbam_backward_input(Tensor grad_in, Tensor x_in, Tensor chan
                                    values_of<A>(conv_weight),
                                    conv_weight ? conv_weight->size(3) : 0,
                                    Norm<A>(norm_weight, norm_bias, norm_mean, norm_var, eps),
-                                   values_of<A>(norm_grad_means),
+                                   values_of<A>(norm_sums),
                                    pools,
                                    map_order,
                                    parse_ties(ties)};
@@ -347,6 +347,7 @@ BackwardInputResult cbam_backward_input(Tensor grad_in, Tensor x_in, Tensor chan
       Tensor conv_weight_grad = like(conv_weight, compute_dtype<A>());
       Tensor conv_bias_grad = new_compute<A>({bool(conv_weight)});
 
+      for (A& sum : backward.norm_grad_means) sum /= A(norm_count);
       backward.allocate();
       const std::vector<A> conv_grads = backward.maps_backward();
       backward.mlp_backward(mutable_data<W>(weight1_grad), mutable_data<W>(bias1_grad), mutable_data<W>(weight2_grad),

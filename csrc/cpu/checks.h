@@ -15,9 +15,7 @@ inline std::string text_of(ScalarType dtype, const int64_t* sizes, size_t count)
 class Checks {
  public:
   Checks(const char* op, const Tensor& x) : op_(op), dtype_(x.scalar_type()) {
-    const bool is_float = dtype_ == ScalarType::Float || dtype_ == ScalarType::Double || dtype_ == ScalarType::Half ||
-                          dtype_ == ScalarType::BFloat16;
-    STD_TORCH_CHECK(x.dim() == 4 && is_float, op_,
+    STD_TORCH_CHECK(x.dim() == 4 && is_float(dtype_), op_,
                     ": x must be [N, C, H, W] in float32, float16, bfloat16 or float64; got ", text(x));
     shape_ = {x.size(0), x.size(1), x.size(2), x.size(3), false};
     STD_TORCH_CHECK(shape_.sample() > 0, op_, ": x must have C, H and W of at least 1; got ", text(x));
@@ -64,6 +62,12 @@ class Checks {
     }
     compute("conv_bias", bias, {1});
   }
+  // [1] in any float.
+  void running(const char* name, const OptionalTensor& t) const {
+    if (!t) return;
+    STD_TORCH_CHECK(is_float(t->scalar_type()) && t->dim() == 1 && t->size(0) == 1, op_, ": ", name,
+                    " must be [1] in float32, float16, bfloat16 or float64; got ", text(*t));
+  }
   void norm(const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& mean,
             const OptionalTensor& var) const {
     STD_TORCH_CHECK(bool(mean) == bool(var), op_, ": norm_mean and norm_var must be given together");
@@ -74,6 +78,10 @@ class Checks {
   }
 
  private:
+  static bool is_float(ScalarType dtype) {
+    return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+           dtype == ScalarType::BFloat16;
+  }
   static std::string text(const Tensor& t) { return text_of(t.scalar_type(), t.sizes().data(), t.sizes().size()); }
 
   // [rows, columns] or [rows, columns, 1, 1].

@@ -138,6 +138,19 @@ inline float to_compute(BFloat16 value) {
   return torch::headeronly::BFloat16(value.bits, torch::headeronly::BFloat16::from_bits());
 }
 
+template <class T>
+T from_double(double value) {
+  return T(value);
+}
+template <>
+inline Half from_double<Half>(double value) {
+  return {torch::headeronly::Half(float(value)).x};
+}
+template <>
+inline BFloat16 from_double<BFloat16>(double value) {
+  return {torch::headeronly::BFloat16(float(value)).x};
+}
+
 // A small tensor of parameters in W, as a vector in the compute type; empty if absent.
 template <class W>
 std::vector<Compute<W>> values_of(const OptionalTensor& t) {
