@@ -25,13 +25,22 @@ void apply(const T* x, const T* residual, T* y, int64_t columns, int64_t row_beg
     const T* added = with_residual ? residual + row * columns : nullptr;
     T* target = y + row * columns;
     const Vector<A> scale = broadcast(row_scale[row]);
-    for_vectors<kLanes>(0, columns, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-      const Vector<A> v = load_some(source + j, count), other = load_some(column_scale + j, count);
+    const auto gated = [&](const Vector<A>& v, const Vector<A>& other, const Vector<A>& plus) {
       Vector<A> out = rows_are_channels ? v * scale * other : v * other * scale;
-      if (with_residual) out = out + load_some(added + j, count);
-      if (active) out = activate(out, activation);
-      prefetch_write(target + j);
-      store_some(target + j, out, count);
+      if (with_residual) out = out + plus;
+      return active ? activate(out, activation) : out;
+    };
+    int64_t begin = 0;
+    for (; begin + 2 * kLanes <= columns; begin += 2 * kLanes) {
+      const Pair<A> v = load_pair(source + begin), other = load_columns<T>(column_scale + begin);
+      const Pair<A> plus = with_residual ? load_pair(added + begin) : Pair<A>{};
+      prefetch_write_pair(target + begin);
+      store_pair(target + begin,
+                 {{gated(v.part[0], other.part[0], plus.part[0]), gated(v.part[1], other.part[1], plus.part[1])}});
+    }
+    for_vectors<kLanes>(begin, columns, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
+      const Vector<A> plus = with_residual ? load_some(added + j, count) : Vector<A>{};
+      store_some(target + j, gated(load_some(source + j, count), load_some(column_scale + j, count), plus), count);
     });
   }
 }

@@ -16,6 +16,24 @@ inline void store(E* target, const Vector<E>& v) {
   memcpy(target, &v, sizeof(v));
 }
 
+// The nearest bfloat16, ties to even, in the upper half of each word, by adding half of the last place kept; a NaN is
+// made the default one. The lower half is left as it comes.
+inline Native<uint32_t> round_upper(Native<float> v) {
+#if defined(__AVX512F__)
+  constexpr int kKeepAllButNan = 0x11111133;  // vfixupimm: indefinite NaN for quiet and signalling ones, else itself
+  const __m512 value = __m512(v);
+  const __m512i bits = _mm512_castps_si512(_mm512_fixupimm_ps(value, value, _mm512_set1_epi32(kKeepAllButNan), 0));
+  const __m512i half = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  return Native<uint32_t>(_mm512_mask_add_epi32(half, odd, half, _mm512_set1_epi32(1)));
+#else
+  Native<uint32_t> bits;
+  memcpy(&bits, &v, sizeof(bits));
+  const Native<uint32_t> nearest = bits + ((bits >> 16 & 1) + 0x7fff);
+  return v == v ? nearest : 0xffc00000u - Native<uint32_t>{};
+#endif
+}
+
 #if defined(__AVX512F__)
 
 // ---- AVX-512: masked, in registers ----------------------------------------------------------------------------------
@@ -27,16 +45,10 @@ inline Vector<float> widen(__m256i bits, BFloat16) {
 inline __m256i narrow(const Vector<float>& v, Half) {
   return _mm512_cvtps_ph(__m512(v.part[0]), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-// Round to nearest even by adding half of the last place kept; a NaN is made one that this leaves a NaN.
 inline __m256i narrow(const Vector<float>& v, BFloat16) {
-  constexpr int kKeepAllButNan = 0x11111133;  // vfixupimm: indefinite NaN for quiet and signalling ones, else itself
-  const __m512 value = __m512(v.part[0]);
-  const __m512i bits = _mm512_castps_si512(_mm512_fixupimm_ps(value, value, _mm512_set1_epi32(kKeepAllButNan), 0));
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i nearest = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
   const __m512i upper_halves = _mm512_set_epi16(31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 29,
                                                 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-  return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper_halves, nearest));
+  return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper_halves, __m512i(round_upper(v.part[0]))));
 }
 inline __mmask16 first_lanes(int64_t count) { return __mmask16((1u << count) - 1); }
 
@@ -166,11 +178,7 @@ inline Vector<float> load(const BFloat16* source) {
 }
 inline void store(BFloat16* target, const Vector<float>& v) {
   for (int p = 0; p < kParts; ++p) {
-    Native<uint32_t> bits;
-    memcpy(&bits, &v.part[p], sizeof(bits));
-    const Native<uint32_t> nearest = (bits + ((bits >> 16 & 1) + 0x7fff)) >> 16;
-    const Native<uint32_t> rounded = v.part[p] == v.part[p] ? nearest : 0xffc0 - Native<uint32_t>{};
-    const NativeBits16 narrow = __builtin_convertvector(rounded, NativeBits16);
+    const NativeBits16 narrow = __builtin_convertvector(round_upper(v.part[p]) >> 16, NativeBits16);
     memcpy(target + p * kNativeFloats, &narrow, sizeof(narrow));
   }
 }
@@ -203,6 +211,94 @@ inline void store_indices(int32_t* target, const Vector<Index<A>>& v, int64_t co
 
 #endif
 
+// ---- Two vectors at a time ------------------------------------------------------------------------------------------
+
+// Two vectors' worth of consecutive columns. For a bfloat16 row the first has the even columns and the second the odd
+// ones, the two halves of each 32-bit word, because that needs no shuffle; for other types one follows the other.
+template <class A>
+struct Pair {
+  Vector<A> part[2];
+};
+
+template <class T>
+constexpr bool kInterleaved = false;
+template <>
+constexpr bool kInterleaved<BFloat16> = true;
+
+template <class T>
+inline Pair<Compute<T>> load_pair(const T* source) {
+  return {{load(source), load(source + Vector<Compute<T>>::kLanes)}};
+}
+inline Pair<float> load_pair(const BFloat16* source) {
+  Pair<float> out;
+  for (int p = 0; p < kParts; ++p) {
+    Native<uint32_t> words;
+    memcpy(&words, reinterpret_cast<const char*>(source) + p * kNativeBytes, sizeof(words));
+    const Native<uint32_t> even = words << 16, odd = words & 0xffff0000u;
+    memcpy(&out.part[0].part[p], &even, sizeof(even));
+    memcpy(&out.part[1].part[p], &odd, sizeof(odd));
+  }
+  return out;
+}
+
+template <class T>
+inline void store_pair(T* target, const Pair<Compute<T>>& v) {
+  store(target, v.part[0]);
+  store(target + Vector<Compute<T>>::kLanes, v.part[1]);
+}
+inline void store_pair(BFloat16* target, const Pair<float>& v) {
+  for (int p = 0; p < kParts; ++p) {
+    const Native<uint32_t> even = round_upper(v.part[0].part[p]), odd = round_upper(v.part[1].part[p]);
+    const Native<uint32_t> words = even >> 16 | (odd & 0xffff0000u);
+    memcpy(reinterpret_cast<char*>(target) + p * kNativeBytes, &words, sizeof(words));
+  }
+}
+
+template <int first, int step, int skip, class N, int... I>
+inline N pick(N a, N b, Lanes<I...>) {
+  return __builtin_shufflevector(a, b, (first + (step == 1 ? 2 * I : I / 2 + I % 2 * skip))...);
+}
+
+// Values of columns, in the order in which a row of T is loaded; and back.
+template <class T, class A>
+inline Pair<A> load_columns(const A* source) {
+  const Vector<A> first = load(source), second = load(source + Vector<A>::kLanes);
+  if constexpr (!kInterleaved<T>) return {{first, second}};
+  constexpr int kNativeLanes = kNativeBytes / int(sizeof(A));
+  using L = typename MakeLanes<kNativeLanes>::type;
+  const auto native = [&](int i) { return i < kParts ? first.part[i] : second.part[i - kParts]; };
+  Pair<A> out;
+  for (int p = 0; p < kParts; ++p) {
+    out.part[0].part[p] = pick<0, 1, 0>(native(2 * p), native(2 * p + 1), L());
+    out.part[1].part[p] = pick<1, 1, 0>(native(2 * p), native(2 * p + 1), L());
+  }
+  return out;
+}
+template <class T, class A>
+inline Pair<A> in_columns(const Pair<A>& v) {
+  if constexpr (!kInterleaved<T>) return v;
+  constexpr int kNativeLanes = kNativeBytes / int(sizeof(A));
+  using L = typename MakeLanes<kNativeLanes>::type;
+  Pair<A> out;
+  for (int i = 0; i < 2 * kParts; ++i) {
+    const Native<A> even = v.part[0].part[i / 2], odd = v.part[1].part[i / 2];
+    out.part[i / kParts].part[i % kParts] =
+        i % 2 == 0 ? pick<0, 2, kNativeLanes>(even, odd, L()) : pick<kNativeLanes / 2, 2, kNativeLanes>(even, odd, L());
+  }
+  return out;
+}
+// The columns' own numbers, from `column` on, in that order.
+template <class T>
+inline Pair<Index<Compute<T>>> column_indices(int64_t column) {
+  using I = Index<Compute<T>>;
+  const Vector<I> lane = iota<I>(), start = broadcast(I(column));
+  if constexpr (!kInterleaved<T>) return {{lane + start, lane + broadcast(I(column + Vector<I>::kLanes))}};
+  const Vector<I> even = lane + lane + start;
+  return {{even, even + broadcast(I(1))}};
+}
+
+// ---- Prefetching ----------------------------------------------------------------------------------------------------
+
 // Asks for what a walk through memory reads, or writes, a little later: the hardware's own prefetching stops at each
 // page.
 constexpr int64_t kPrefetchBytes = 2048;
@@ -211,9 +307,15 @@ template <class T>
 inline void prefetch_read(const T* source) {
   __builtin_prefetch(reinterpret_cast<const char*>(source) + kPrefetchBytes, 0, 2);
 }
+// The same for what load_pair reads, and for what store_pair writes.
 template <class T>
-inline void prefetch_write(T* target) {
-  __builtin_prefetch(reinterpret_cast<char*>(target) + kPrefetchBytes, 1, 2);
+inline void prefetch_pair(const T* source) {
+  for (int64_t i = 0; i < 2 * Vector<Compute<T>>::kLanes; i += 64 / sizeof(T)) prefetch_read(source + i);
+}
+template <class T>
+inline void prefetch_write_pair(T* target) {
+  for (int64_t i = 0; i < 2 * Vector<Compute<T>>::kLanes; i += 64 / sizeof(T))
+    __builtin_prefetch(reinterpret_cast<char*>(target + i) + kPrefetchBytes, 1, 2);
 }
 
 // ---- A run of columns -----------------------------------------------------------------------------------------------

@@ -56,10 +56,13 @@ struct Maximum {
     value = select(lane, limit, Less(), value, old.value);
     tie = select(lane, limit, Less(), tie, old.tie);
   }
-  // The maximum over lanes, and its smallest index or the sum of its counts.
-  void fold_lanes(A* max, int32_t* index) const {
-    const A best = fold(value, [](Native<A> s, Native<A> t) { return Descending()(s, t) ? s : t; });
-    *max = best;
+  // The maximum over lanes.
+  A fold_value() const {
+    return fold(value, [](Native<A> s, Native<A> t) { return Descending()(s, t) ? s : t; });
+  }
+  // The smallest index of the maximum over lanes, or the sum of its counts.
+  void fold_tie(int32_t* index) const {
+    const A best = fold_value();
     if constexpr (ties == Ties::kFirst) {
       const Vector<I> last = broadcast(I(INT32_MAX));
       const Vector<I> candidates = select(value, broadcast(best), Same(), tie, last);
@@ -88,15 +91,15 @@ struct Maximum {
 constexpr int64_t kBlockColumns = 512;
 constexpr int kChains = 4;
 
+// The sum and the maximum of one row, still apart by lanes.
 template <bool exact, class T, Ties ties, bool scaled>
-void reduce_row(const T* source, int64_t columns, const Compute<T>* column_scale, Compute<T>* sum, Compute<T>* max,
-                int32_t* tie) {
+inline void reduce_row(const T* source, int64_t columns, const Compute<T>* column_scale, Vector<Compute<T>>& total,
+                       Maximum<Compute<T>, ties, exact>& maximum) {
   using A = Compute<T>;
   using Max = Maximum<A, ties, exact>;
-  constexpr int64_t kLanes = Vector<A>::kLanes;
+  constexpr int64_t kLanes = Vector<A>::kLanes, kStep = kChains * kLanes;
   const Vector<Index<A>> lane = iota<Index<A>>();
-  const auto value = [&](int64_t j) { return scaled ? load(source + j) * load(column_scale + j) : load(source + j); };
-  Vector<A> total = {};
+  total = {};
   Max maxima[kChains];
   for (Max& m : maxima) m = Max::lowest(lane);
   const int64_t full = columns / kLanes * kLanes;
@@ -104,22 +107,29 @@ void reduce_row(const T* source, int64_t columns, const Compute<T>* column_scale
     const int64_t end = begin + kBlockColumns < full ? begin + kBlockColumns : full;
     Vector<A> sums[kChains] = {};
     int64_t j = begin;
-    for (; j + kChains * kLanes <= end; j += kChains * kLanes)
-      for (int chain = 0; chain < kChains; ++chain) {
-        const int64_t at = j + chain * kLanes;
-        prefetch_read(source + at);
-        const Vector<A> v = value(at);
-        sums[chain] = sums[chain] + v;
-        maxima[chain].ascend(v, lane + broadcast(Index<A>(at)));
+    for (; j + kStep <= end; j += kStep)
+      for (int pair = 0; pair < kChains / 2; ++pair) {
+        const int64_t at = j + pair * 2 * kLanes;
+        prefetch_pair(source + at);
+        const Pair<A> values = load_pair(source + at);
+        const Pair<Index<A>> indices = column_indices<T>(at);
+        Pair<A> scales;
+        if (scaled) scales = load_columns<T>(column_scale + at);
+        for (int part = 0; part < 2; ++part) {
+          const int chain = 2 * pair + part;
+          const Vector<A> v = scaled ? values.part[part] * scales.part[part] : values.part[part];
+          sums[chain] = sums[chain] + v;
+          maxima[chain].ascend(v, indices.part[part]);
+        }
       }
     for (; j < end; j += kLanes) {
-      const Vector<A> v = value(j);
+      const Vector<A> v = scaled ? load(source + j) * load(column_scale + j) : load(source + j);
       sums[0] = sums[0] + v;
       maxima[0].ascend(v, lane + broadcast(Index<A>(j)));
     }
     total = total + ((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
-  if (full >= kChains * kLanes) {
+  if (full >= kStep) {
     maxima[0].merge(maxima[1]);
     maxima[2].merge(maxima[3]);
     maxima[0].merge(maxima[2]);
@@ -132,18 +142,35 @@ void reduce_row(const T* source, int64_t columns, const Compute<T>* column_scale
     maxima[0].ascend(v, lane + broadcast(Index<A>(full)));
     maxima[0].keep(old, columns - full);
   }
-  *sum = sum_of(total);
-  maxima[0].fold_lanes(max, tie);
+  maximum = maxima[0];
 }
 
 template <class T, Ties ties, bool scaled>
 void reduce_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, const Compute<T>* column_scale,
                  Compute<T>* sum, Compute<T>* max, int32_t* tie) {
-  for (int64_t row = row_begin; row < row_end; ++row) {
-    int32_t* row_tie = tie ? tie + row : nullptr;
-    reduce_row<false, T, ties, scaled>(x + row * columns, columns, column_scale, sum + row, max + row, row_tie);
-    if (sum[row] != sum[row])
-      reduce_row<true, T, ties, scaled>(x + row * columns, columns, column_scale, sum + row, max + row, row_tie);
+  using A = Compute<T>;
+  for (int64_t begin = row_begin; begin < row_end; begin += kFolded) {
+    const int64_t rows = row_end - begin < kFolded ? row_end - begin : kFolded;
+    Vector<A> totals[kFolded] = {}, highest[kFolded] = {};
+    for (int64_t i = 0; i < rows; ++i) {
+      Maximum<A, ties, false> maximum;
+      reduce_row<false, T, ties, scaled>(x + (begin + i) * columns, columns, column_scale, totals[i], maximum);
+      highest[i] = maximum.value;
+      if (ties != Ties::kNone) maximum.fold_tie(tie + begin + i);
+    }
+    A sums[kFolded], maxima[kFolded];
+    sums_of(totals, sums);
+    maxima_of(highest, maxima);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t row = begin + i;
+      sum[row] = sums[i];
+      max[row] = maxima[i];
+      if (sums[i] == sums[i]) continue;
+      Maximum<A, ties, true> maximum;
+      reduce_row<true, T, ties, scaled>(x + row * columns, columns, column_scale, totals[i], maximum);
+      max[row] = maximum.fold_value();
+      if (ties != Ties::kNone) maximum.fold_tie(tie + row);
+    }
   }
 }
 
@@ -236,7 +263,29 @@ void reduce_tile(const T* x, int64_t rows, int64_t columns, int64_t tile, int64_
       store_some(max + j, maximum.value, count);
       if (ties != Ties::kNone) store_indices<A>(tie + j, maximum.tie, count);
     };
-    for_groups<kLanes>(row >= 0, tile, tile_end, group);
+    int64_t begin = tile;
+    if (kInterleaved<T> && ties == Ties::kNone && row >= 0)
+      for (; begin + 2 * kLanes <= tile_end; begin += 2 * kLanes) {
+        Pair<A> best = {{broadcast(A(-__builtin_huge_val())), broadcast(A(-__builtin_huge_val()))}};
+        if (!first) best = load_columns<T>(max + begin);
+        Vector<A> v[2][kGroupRows];
+        for (int64_t k = kGroupRows - 1; k >= 0; --k) {
+          const Pair<A> values = load_pair(x + (row + k) * columns + begin);
+          __builtin_prefetch(x + (row + k - kGroupRows) * columns + begin, 0, 2);
+          for (int part = 0; part < 2; ++part) {
+            v[part][k] = scaled ? values.part[part] * broadcast(row_scale[row + k]) : values.part[part];
+            Max maximum = {best.part[part], {}};
+            maximum.descend(v[part][k], {});
+            best.part[part] = maximum.value;
+          }
+        }
+        const Pair<A> totals = in_columns<T>(Pair<A>{{tree_sum(v[0]), tree_sum(v[1])}}), highest = in_columns<T>(best);
+        for (int part = 0; part < 2; ++part) {
+          sums.add(begin + part * kLanes, totals.part[part], kLanes);
+          store(max + begin + part * kLanes, highest.part[part]);
+        }
+      }
+    for_groups<kLanes>(row >= 0, begin, tile_end, group);
     sums.end_group(row <= 0);
   }
 }

@@ -243,6 +243,62 @@ inline float sum_of(const Vector<float>& v) {
   return float(fold(wide, [](Native<double> s, Native<double> t) { return s + t; }));
 }
 
+// ---- Across the lanes of several vectors at once, in the same order as one by one: fewer instructions a vector ------
+
+constexpr int kFolded = 8;
+
+// out[i] = sum_of(v[i]).
+template <class A>
+inline void sums_of(const Vector<A>* v, A* out) {
+  for (int i = 0; i < kFolded; ++i) out[i] = sum_of(v[i]);
+}
+// out[i] = the largest lane of v[i], none of which is NaN.
+template <class A>
+inline void maxima_of(const Vector<A>* v, A* out) {
+  for (int i = 0; i < kFolded; ++i) out[i] = fold(v[i], [](Native<A> s, Native<A> t) { return s > t ? s : t; });
+}
+
+#if defined(__AVX512F__)
+// Each step halves the lanes that a vector still has, and puts two vectors into one.
+template <>
+inline void sums_of(const Vector<float>* v, float* out) {
+  __m512d wide[kFolded], fours[4], twos[2];
+  for (int i = 0; i < kFolded; ++i) {
+    const __m512 lanes = __m512(v[i].part[0]);
+    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(lanes), 1));
+    wide[i] = _mm512_cvtps_pd(_mm512_castps512_ps256(lanes)) + _mm512_cvtps_pd(upper);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = wide[2 * i], b = wide[2 * i + 1];
+    fours[i] = _mm512_shuffle_f64x2(a, b, 0x44) + _mm512_shuffle_f64x2(a, b, 0xee);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m512d a = fours[2 * i], b = fours[2 * i + 1];
+    twos[i] = _mm512_shuffle_f64x2(a, b, 0x88) + _mm512_shuffle_f64x2(a, b, 0xdd);
+  }
+  const __m512d sums = _mm512_unpacklo_pd(twos[0], twos[1]) + _mm512_unpackhi_pd(twos[0], twos[1]);
+  const __m512i ascending = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
+  _mm256_storeu_ps(out, _mm512_cvtpd_ps(_mm512_permutexvar_pd(ascending, sums)));
+}
+template <>
+inline void maxima_of(const Vector<float>* v, float* out) {
+  __m512 eights[4], fours[2];
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = __m512(v[2 * i].part[0]), b = __m512(v[2 * i + 1].part[0]);
+    eights[i] = _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
+  for (int i = 0; i < 2; ++i) {
+    const __m512 a = eights[2 * i], b = eights[2 * i + 1];
+    fours[i] = _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  }
+  const __m512 twos =
+      _mm512_max_ps(_mm512_shuffle_ps(fours[0], fours[1], 0x44), _mm512_shuffle_ps(fours[0], fours[1], 0xee));
+  const __m512 maxima = _mm512_max_ps(twos, _mm512_permute_ps(twos, 0xb1));
+  const __m512i ascending = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 14, 10, 6, 2, 12, 8, 4, 0);
+  _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_permutexvar_ps(ascending, maxima)));
+}
+#endif
+
 // ---- Exponential and sigmoid ---------------------------------------------------------------------------------------
 
 inline Vector<float> exponential(const Vector<float>& x) {

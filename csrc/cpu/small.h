@@ -5,43 +5,54 @@
 
 namespace cbam_fused::CBAM_CPU_CAPABILITY {
 
-// The dot products of one row of weights with `kVectors` inputs, which share its reading. Each is summed in the same
-// order whatever their number.
-template <class T, int kVectors>
-inline void dot_row(const T* weight, int64_t width, const Compute<T>* in, Compute<T>* out, int64_t out_stride) {
+// The dot products of kRows rows of weights with kVectors inputs: each value read serves several of them. All are
+// summed in the same order whatever their number. out[v * out_stride + r].
+template <class T, int kRows, int kVectors>
+inline void dot_rows(const T* weight, int64_t width, const Compute<T>* in, Compute<T>* out, int64_t out_stride) {
   using A = Compute<T>;
   constexpr int64_t kLanes = Vector<A>::kLanes;
-  Vector<A> totals[kVectors] = {};
+  Vector<A> totals[kVectors][kRows] = {};
   for (int64_t begin = 0; begin < width; begin += kBlockColumns) {
     const int64_t end = begin + kBlockColumns < width ? begin + kBlockColumns : width;
-    Vector<A> even[kVectors] = {}, odd[kVectors] = {};
-    int64_t j = begin;
-    for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
-      const Vector<A> first = load(weight + j), second = load(weight + j + kLanes);
+    Vector<A> sums[kVectors][kRows] = {};
+    for_vectors<kLanes>(begin, end, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
+      Vector<A> w[kRows];
+      for (int r = 0; r < kRows; ++r) w[r] = load_some(weight + r * width + j, count);
       for (int v = 0; v < kVectors; ++v) {
-        even[v] = multiply_add(first, load(in + v * width + j), even[v]);
-        odd[v] = multiply_add(second, load(in + v * width + j + kLanes), odd[v]);
+        const Vector<A> value = load_some(in + v * width + j, count);
+        for (int r = 0; r < kRows; ++r) sums[v][r] = multiply_add(w[r], value, sums[v][r]);
       }
-    }
-    for_vectors<kLanes>(j, end, [&](int64_t k, int64_t count) __attribute__((always_inline)) {
-      const Vector<A> w = load_some(weight + k, count);
-      for (int v = 0; v < kVectors; ++v) even[v] = multiply_add(w, load_some(in + v * width + k, count), even[v]);
     });
-    for (int v = 0; v < kVectors; ++v) totals[v] = totals[v] + (even[v] + odd[v]);
+    for (int v = 0; v < kVectors; ++v)
+      for (int r = 0; r < kRows; ++r) totals[v][r] = totals[v][r] + sums[v][r];
   }
-  for (int v = 0; v < kVectors; ++v) out[v * out_stride] = sum_of(totals[v]);
+  A sums[kVectors * kRows];
+  if constexpr (kVectors * kRows % kFolded == 0)
+    for (int i = 0; i < kVectors * kRows; i += kFolded) sums_of(totals[0] + i, sums + i);
+  else
+    for (int i = 0; i < kVectors * kRows; ++i) sums[i] = sum_of(totals[0][i]);
+  for (int v = 0; v < kVectors; ++v)
+    for (int r = 0; r < kRows; ++r) out[v * out_stride + r] = sums[v * kRows + r];
 }
 
 template <class T>
 void products(const T* weight, int64_t rows, int64_t width, int64_t row_begin, int64_t row_end, const Compute<T>* in,
               int64_t vectors, Compute<T>* out) {
-  constexpr int kTogether = 4;
-  for (int64_t row = row_begin; row < row_end; ++row) {
+  int64_t row = row_begin;
+  for (; row + 8 <= row_end; row += 8) {
+    const T* w = weight + row * width;
     int64_t v = 0;
-    for (; v + kTogether <= vectors; v += kTogether)
-      dot_row<T, kTogether>(weight + row * width, width, in + v * width, out + v * rows + row, rows);
-    for (; v < vectors; ++v) dot_row<T, 1>(weight + row * width, width, in + v * width, out + v * rows + row, rows);
+    const auto run = [&](auto kernel, int together, int step) {
+      for (; v + together <= vectors; v += together)
+        for (int r = 0; r < 8; r += step) kernel(w + r * width, width, in + v * width, out + v * rows + row + r, rows);
+    };
+    run(dot_rows<T, 4, 4>, 4, 4);
+    run(dot_rows<T, 4, 2>, 2, 4);
+    run(dot_rows<T, 8, 1>, 1, 8);
   }
+  for (; row < row_end; ++row)
+    for (int64_t v = 0; v < vectors; ++v)
+      dot_rows<T, 1, 1>(weight + row * width, width, in + v * width, out + v * rows + row, rows);
 }
 
 // Tiles are small enough that a group of weight rows stays in the L1 cache while all vectors use it.
