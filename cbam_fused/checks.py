@@ -1,10 +1,13 @@
 """The checks of every argument, written once, before anything is launched or changed."""
 
 import itertools
+from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from cbam_fused.reference_gates import compute_dtype
 from cbam_fused.schemas import ACTIVATIONS, MAPS, POOL_TYPES, TIES
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -88,6 +91,66 @@ def tensor(x: Tensor) -> None:
         _fail(ValueError, "x", "[N, C, H, W] with C, H and W at least 1", x)
 
 
+class Checked(NamedTuple):
+    """What is known of arguments that have passed.
+
+    Attributes:
+        pool: its canonical form.
+        as_is: whether the operations take every parameter in the dtype it has.
+        autocast_device: the type of x's device, if it knows autocast; else None.
+    """
+
+    pool: str
+    as_is: bool
+    autocast_device: str | None
+
+
+_facts = attrgetter("__class__", "shape", "dtype", "device")
+_passed: dict[tuple, Checked] = {}
+_MOST_PASSED = 1024
+
+
+def remembered(
+    x: Tensor,
+    parameters: tuple[Tensor | None, ...],
+    batch_statistics: bool,
+    momentum: float,
+    eps: float,
+    *choices: str,
+) -> Checked:
+    """`cbam`, but at once for arguments that look like some that have passed it.
+
+    Args:
+        parameters: from mlp_weight1 to running_var.
+        choices: pool, maps, ties and activation.
+    """
+    arguments = (batch_statistics, momentum, eps, *choices)
+    if torch.compiler.is_compiling():
+        return cbam(x, *parameters, *arguments)
+    try:
+        looks = [None if p is None else _facts(p) for p in parameters]
+        key = (_facts(x), *looks, batch_statistics, type(momentum), type(eps), *choices)
+        found = _passed.get(key)
+    except (AttributeError, TypeError):  # something is no tensor, or has a symbolic size, or is bad
+        return cbam(x, *parameters, *arguments)
+    if found is None:
+        found = cbam(x, *parameters, *arguments)
+        if len(_passed) == _MOST_PASSED:
+            _passed.clear()
+        _passed[key] = found
+    return found
+
+
+def batch(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None) -> None:
+    """Checks what batch statistics need besides, where there is a convolution."""
+    if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
+        for argument, value in (("running_mean", running_mean), ("running_var", running_var)):
+            if value is not None and value.is_inference():
+                _fail(ValueError, argument, "no inference tensor, as it is updated", value)
+    if x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        _fail(ValueError, "x", "more than one pixel in the batch for batch_statistics", x)
+
+
 def cbam(
     x: Tensor,
     mlp_weight1: Tensor | None,
@@ -107,11 +170,13 @@ def cbam(
     maps: str,
     ties: str,
     activation: str,
-) -> str:
-    """Checks all arguments of `cbam_fused.cbam` behind x, which has passed `tensor`.
+) -> Checked:
+    """Checks all arguments of `cbam_fused.cbam` but the residual.
 
-    Returns the canonical form of `pool`.
+    What it reads of them is what `remembered` goes by: class, shape, dtype and device of tensors,
+    types of numbers.
     """
+    tensor(x)
     c = x.shape[1]
     pool = canonical_pool(pool)
     number("momentum", momentum)
@@ -154,10 +219,6 @@ def cbam(
     _parameter("running_var", running_var, one, x)
     if (running_mean is None) != (running_var is None):
         _fail(ValueError, "running_var", "given with running_mean or not at all", running_var)
-    if batch_statistics and not torch.compiler.is_compiling():
-        for argument, value in (("running_mean", running_mean), ("running_var", running_var)):
-            if value is not None and value.is_inference() and not torch.is_inference_mode_enabled():
-                _fail(ValueError, argument, "no inference tensor, as it is updated", value)
     normalises = batch_statistics or running_mean is not None
     if (norm_weight is not None or norm_bias is not None) and not normalises:
         given = norm_weight if norm_weight is not None else norm_bias
@@ -165,6 +226,13 @@ def cbam(
         _fail(
             ValueError, "norm_weight" if norm_weight is not None else "norm_bias", expected, given
         )
-    if conv_weight is not None and batch_statistics and x.shape[0] * x.shape[2] * x.shape[3] == 1:
-        _fail(ValueError, "x", "more than one pixel in the batch for batch_statistics", x)
-    return pool
+
+    compute = compute_dtype(x.dtype)
+    mlp = (mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2)
+    others = (conv_weight, conv_bias, norm_weight, norm_bias, running_mean, running_var)
+    mlp_as_is = mlp_weight2.dtype in (compute, x.dtype) and all(
+        p is None or p.dtype == mlp_weight2.dtype for p in mlp
+    )
+    as_is = mlp_as_is and all(p is None or p.dtype == compute for p in others)
+    device = x.device.type
+    return Checked(pool, as_is, device if torch.amp.is_autocast_available(device) else None)

@@ -1,25 +1,20 @@
 """The five operations as `torch.ops.cbam_fused.*`, and one autograd function over their composite.
 
-`cbam_fused.schemas` states every argument. The operations have fake implementations (meta tensors,
-torch.compile, torch.export) whose strides equal the real ones, and no autograd of their own:
-`Cbam` spans the whole gate.
+`cbam_fused.schemas` states every argument. The operations, and those of the Triton kernels
+(`cbam_fused.triton_backend`), have fake implementations (meta tensors, torch.compile, torch.export)
+whose strides equal the real ones, and no autograd of their own: `Cbam` spans the whole gate.
 """
 
+import contextlib
+
 import torch
-from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from cbam_fused import library, reference
+from cbam_fused import library, reference, triton_backend
 from cbam_fused.backends import Backend
+from cbam_fused.layout import dense
 from cbam_fused.reference_gates import compute_dtype
 from cbam_fused.schemas import NAMESPACE, SCHEMAS
-
-
-def dense(x: Tensor) -> Tensor:
-    """x itself if NCHW or channels_last, else an NCHW copy: what every backend computes on."""
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
-        return x
-    return x.contiguous()
 
 
 def _fake_inference(x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, *_others):
@@ -133,7 +128,13 @@ for _name in SCHEMAS:
         torch.library.impl(
             f"{NAMESPACE}::{_name}", "CompositeExplicitAutograd", getattr(reference, _name)
         )
-    torch.library.register_fake(f"{NAMESPACE}::{_name}", _FAKES[_name])
+    for _namespace in (NAMESPACE, triton_backend.NAMESPACE):
+        torch.library.register_fake(f"{_namespace}::{_name}", _FAKES[_name])
+
+
+def _no_grad() -> contextlib.AbstractContextManager:
+    """`torch.no_grad`; where gradients are off already nothing, which takes less time."""
+    return torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext()
 
 
 class _FirstDerivativeOnly(torch.autograd.Function):
@@ -225,7 +226,7 @@ class Cbam(torch.autograd.Function):
         saved = ctx.saved_tensors
         x, y, channel_gate, *kept, logits = saved[:9]
         norm, (mlp_weight1, mlp_weight2, conv_weight) = saved[9:13], saved[13:16]
-        with torch.no_grad():
+        with _no_grad():
             masked_grad, channel_sums, norm_grad, norm_sums = ctx.backend.cbam_backward_reduce(
                 grad, x, y, channel_gate, logits, *norm, ctx.eps, ctx.activation
             )

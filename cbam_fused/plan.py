@@ -47,7 +47,7 @@ class GateSpec:
     ties: str
 
 
-Kind = tuple[type, Callable | None]  # a class, and the forward it had
+Kind = tuple[type, Callable | None]  # a class, and its forward
 
 
 class InnerModule(NamedTuple):
@@ -56,7 +56,7 @@ class InnerModule(NamedTuple):
     Attributes:
         parent: its parent's place, counted as in `Plan`.
         name, path: its name in the parent, and below the gate.
-        kind: its class and that one's forward.
+        cls, forward: its class and that one's forward.
         others: what it may become without changing the result.
         children: how many a Sequential had: it runs whatever it contains. None for other classes.
     """
@@ -64,19 +64,20 @@ class InnerModule(NamedTuple):
     parent: int
     name: str
     path: str
-    kind: Kind
+    cls: type
+    forward: Callable
     others: tuple[Kind, ...]
     children: int | None
 
     def __reduce__(self) -> tuple:
         """A pickle names the classes; their forwards are those of where it is loaded."""
         others = tuple(cls for cls, _ in self.others)
-        return _inner_module, (*self[:3], self.kind[0], others, self.children)
+        return _inner_module, (*self[:4], others, self.children)
 
 
 def _inner_module(parent, name, path, cls: type, others: tuple[type, ...], children) -> InnerModule:
-    kind, *others = ((cls, getattr(cls, "forward", None)) for cls in (cls, *others))
-    return InnerModule(parent, name, path, kind, tuple(others), children)
+    kinds = tuple((other, getattr(other, "forward", None)) for other in others)
+    return InnerModule(parent, name, path, cls, cls.forward, kinds, children)
 
 
 class Setting(NamedTuple):
@@ -108,13 +109,19 @@ class Plan(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """The keyword arguments of `cbam_fused.cbam` for one call (all but x), or None and the reason.
+    """What a gate holds of the arguments of `cbam_fused.cbam` for one call.
 
-    ``counter`` is the norm's ``num_batches_tracked``, to be incremented once the call has
-    succeeded, if it trains.
+    Attributes:
+        tensors: those of the layers in order, from ``mlp_weight1`` to ``conv_bias``; None where the
+            inner modules must run.
+        norm: the rest of the tensors, and what the norm does.
+        counter: the norm's ``num_batches_tracked``, to be incremented once the call has succeeded,
+            if it trains.
+        reason: why the inner modules must run.
     """
 
-    arguments: dict[str, Any] | None
+    tensors: tuple[Tensor | None, ...] | None
+    norm: Norm = Norm()
     counter: Tensor | None = None
     reason: str = ""
 
@@ -211,10 +218,27 @@ def call_fused(module: nn.Module, plan: Plan, x: Tensor, **epilogue: Any) -> Ten
     Args:
         epilogue: ``residual`` and ``activation`` of `cbam_fused.cbam`.
     """
-    arguments, counter, _reason = collect(module, plan)
-    if arguments is None or (arguments["batch_statistics"] and isinstance(x, torch.fx.Proxy)):
+    tensors, norm, counter, _reason = collect(module, plan)
+    if tensors is None:
         return None
-    y = cbam(x, **arguments, **epilogue)
+    weight, bias, running_mean, running_var, batch_statistics, momentum, eps = norm
+    if batch_statistics and isinstance(x, torch.fx.Proxy):
+        return None
+    y = cbam(
+        x,
+        *tensors,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        batch_statistics=batch_statistics,
+        momentum=momentum,
+        eps=eps,
+        pool=plan.pool,
+        maps=plan.maps,
+        ties=plan.ties,
+        **epilogue,
+    )
     if counter is not None:
         counter.add_(1)
     return y
@@ -232,12 +256,11 @@ def collect(module: nn.Module, plan: Plan) -> Collected:
     if has_any_global_hook():
         return _refuse("hooks on all modules are registered")
     states = [module.__dict__]  # three times as fast as the attributes
-    for parent, name, path, kind, others, children in plan.inner:
+    for parent, name, path, cls, forward, others, children in plan.inner:
         child = states[parent]["_modules"].get(name)
-        cls = type(child)
-        if cls is not kind[0] or cls.forward is not kind[1]:
-            if (cls, getattr(cls, "forward", None)) not in others:
-                return _refuse(_replaced(path, cls, kind))
+        if type(child) is not cls or cls.forward is not forward:
+            if (type(child), getattr(type(child), "forward", None)) not in others:
+                return _refuse(_replaced(path, child, cls))
             if child is None:
                 states.append({})
                 continue
@@ -271,43 +294,23 @@ def collect(module: nn.Module, plan: Plan) -> Collected:
             return _refuse(f"{plan.inner[place - 1].path} has no plain weight and bias")
         tensors += (weight, parameters["bias"])
 
-    norm, counter = Norm(), None
-    if plan.norm is not None:
-        parent, name, path = plan.inner[plan.norm - 1][:3]
-        layer = states[parent]["_modules"][name]
-        if obstacle := _norm_obstacle(layer):
-            return _refuse(f"{path} {obstacle}")
-        norm, counter = read_norm(layer)
-    weight1, bias1, weight2, bias2, conv_weight, conv_bias = tensors
-    arguments = {
-        "mlp_weight1": weight1,
-        "mlp_bias1": bias1,
-        "mlp_weight2": weight2,
-        "mlp_bias2": bias2,
-        "conv_weight": conv_weight,
-        "conv_bias": conv_bias,
-        "norm_weight": norm.weight,
-        "norm_bias": norm.bias,
-        "running_mean": norm.running_mean,
-        "running_var": norm.running_var,
-        "batch_statistics": norm.batch_statistics,
-        "momentum": norm.momentum,
-        "eps": norm.eps,
-        "pool": plan.pool,
-        "maps": plan.maps,
-        "ties": plan.ties,
-    }
-    return Collected(arguments, counter)
+    if plan.norm is None:
+        return Collected(tuple(tensors))
+    parent, name, path = plan.inner[plan.norm - 1][:3]
+    layer = states[parent]["_modules"][name]
+    if obstacle := _norm_obstacle(layer):
+        return _refuse(f"{path} {obstacle}")
+    return Collected(tuple(tensors), *read_norm(layer))
 
 
 def _refuse(reason: str) -> Collected:
-    return Collected(None, None, reason)
+    return Collected(None, reason=reason)
 
 
-def _replaced(path: str, cls: type, kind: Kind) -> str:
-    if cls is kind[0]:
+def _replaced(path: str, child: nn.Module | None, cls: type) -> str:
+    if type(child) is cls:
         return f"the forward of {path}'s class, {cls.__name__}, was replaced"
-    return f"{path} is a {cls.__name__}, it was a {kind[0].__name__}"
+    return f"{path} is a {type(child).__name__}, it was a {cls.__name__}"
 
 
 def _norm_obstacle(norm: nn.Module) -> str:

@@ -2,13 +2,14 @@
 has changed.
 """
 
+import inspect
 import re
 
 import pytest
 import torch
 
 import cbam_fused
-from cbam_fused import backends
+from cbam_fused import backends, checks
 
 FLOATS = "float32, float16, bfloat16 or float64"
 X = f"cbam: x must be [N, C, H, W] in {FLOATS}; got "
@@ -166,6 +167,7 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_bad_input(name):
     changes, error, message = ERRORS[name]
+    cbam_fused.cbam(**valid())  # what passes is remembered
     arguments = valid() | changes
     before = {k: v.clone() for k, v in arguments.items() if isinstance(v, torch.Tensor)}
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
@@ -181,13 +183,10 @@ def test_what_the_errors_change_is_otherwise_valid(backend):
 
 def test_every_check_has_its_error(monkeypatch):
     """Each place in `cbam_fused.checks` that raises is reached by one of the messages above."""
-    import inspect
-
-    from cbam_fused import checks
-
-    lines, first = inspect.getsourcelines(checks.cbam)
-    raising = {first + i for i, line in enumerate(lines) if "_fail(" in line}
-    reached = set()
+    raising, reached = set(), set()
+    for function in (checks.cbam, checks.batch):
+        lines, first = inspect.getsourcelines(function)
+        raising |= {first + i for i, line in enumerate(lines) if "_fail(" in line}
 
     def record(error, argument, expected, got):
         reached.add(inspect.currentframe().f_back.f_lineno)
@@ -198,6 +197,15 @@ def test_every_check_has_its_error(monkeypatch):
         with pytest.raises(error):
             cbam_fused.cbam(**(valid() | changes))
     assert raising <= reached, f"no test for {checks.__file__}, lines {sorted(raising - reached)}"
+
+
+def test_what_passed_is_remembered_within_bounds(monkeypatch):
+    monkeypatch.setattr(checks, "_passed", {})
+    monkeypatch.setattr(checks, "_MOST_PASSED", 3)
+    for size in range(1, 9):
+        for _ in range(2):
+            cbam_fused.cbam(**(valid() | {"x": zeros(2, 8, 5, size), "residual": None}))
+        assert 1 <= len(checks._passed) <= 3
 
 
 def test_pool_types_in_any_order_are_the_same(backend):
@@ -216,6 +224,6 @@ def test_the_cpu_backend_refuses_other_devices():
     if "cpu" not in backends.available():
         pytest.skip("there is no compiled library")
     arguments = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in valid().items()}
-    message = "cbam_fused: backend cpu needs tensors on a cpu; got meta"
+    message = "cbam_fused: backend cpu is not usable for tensors on meta: it needs a cpu"
     with cbam_fused.use_backend("cpu"), pytest.raises(RuntimeError, match=message):
         cbam_fused.cbam(**arguments)

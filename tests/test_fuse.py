@@ -66,7 +66,7 @@ def test_gate_is_fused_and_nothing_else_changes(gate, dtype):
 
 def test_the_fused_operation_is_what_runs(gate, monkeypatch):
     monkeypatch.setattr(
-        "cbam_fused.plan.cbam", lambda x, **arguments: torch.full_like(x, len(arguments["pool"]))
+        "cbam_fused.plan.cbam", lambda x, *_, **options: torch.full_like(x, len(options["pool"]))
     )
     fuse_(gate, verify=False)
     assert (gate(torch.zeros(1, 32, 4, 4)) > 0).all()

@@ -88,7 +88,7 @@ def runs_its_inner_modules(gate, monkeypatch):
     """Whether a call of the gate leaves the fused operation alone."""
     calls = []
     with monkeypatch.context() as patch:
-        patch.setattr("cbam_fused.plan.cbam", lambda x, **_: calls.append(1) or x)
+        patch.setattr("cbam_fused.plan.cbam", lambda x, *_, **__: calls.append(1) or x)
         gate(torch.randn(2, 32, 5, 5))
     return not calls
 

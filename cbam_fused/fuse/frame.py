@@ -180,12 +180,13 @@ def _options(module: nn.Module, plan: Plan) -> dict[str, str | int]:
     if plan.conv is not None:
         options["maps"] = plan.maps
     options["ties"] = plan.ties
-    if arguments := collect(module, plan).arguments:
-        options["channels"] = arguments["mlp_weight2"].shape[0]
-        if plan.hidden_layer is not None:
-            options["hidden"] = arguments["mlp_weight1"].shape[0]
-        if plan.conv is not None:
-            options["kernel"] = arguments["conv_weight"].shape[-1]
+    if tensors := collect(module, plan).tensors:
+        mlp_weight1, _, mlp_weight2, _, conv_weight, _ = tensors
+        options["channels"] = mlp_weight2.shape[0]
+        if mlp_weight1 is not None:
+            options["hidden"] = mlp_weight1.shape[0]
+        if conv_weight is not None:
+            options["kernel"] = conv_weight.shape[-1]
     return options
 
 

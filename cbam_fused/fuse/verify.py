@@ -271,10 +271,10 @@ def _redraw(module: nn.Module, generator: torch.Generator) -> None:
 
 def _input(module: nn.Module, fusion: Fusion, generator: torch.Generator, layout):
     """x and the gradient of y ``[2, C, 5, 6]`` for a replica, in its dtype, on its device."""
-    arguments, _, reason = collect(module, fusion.plan)
-    if arguments is None:
-        raise NotFusableError(reason)
-    weight = arguments["mlp_weight2"]
+    collected = collect(module, fusion.plan)
+    if collected.tensors is None:
+        raise NotFusableError(collected.reason)
+    weight = collected.tensors[2]  # that of the MLP's last layer
     shape = (_SAMPLES, weight.shape[0], _HEIGHT, _WIDTH)
     drawn = {"generator": generator, "device": "cpu"}
     magnitude = 0.25 + 1.75 * torch.rand(shape, dtype=torch.float64, **drawn)

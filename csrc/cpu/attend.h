@@ -88,12 +88,12 @@ struct Attend {
 
 // Checks an operation's arguments, builds the above from them and calls f with it; x is dense.
 template <class F>
-auto with_attend(const char* op, const Tensor& x, const OptionalTensor& mlp_weight1, const OptionalTensor& mlp_bias1,
-                 const Tensor& mlp_weight2, const OptionalTensor& mlp_bias2, const OptionalTensor& conv_weight,
-                 const OptionalTensor& conv_bias, const std::string& pool, const std::string& maps, Ties ties, F f) {
-  const Checks checks(op, x);
+auto with_attend(const Checks& checks, const Tensor& x, const OptionalTensor& mlp_weight1,
+                 const OptionalTensor& mlp_bias1, const Tensor& mlp_weight2, const OptionalTensor& mlp_bias2,
+                 const OptionalTensor& conv_weight, const OptionalTensor& conv_bias, const Pool& pool, const Maps& maps,
+                 Ties ties, F f) {
   checks.mlp(mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2);
-  checks.convolution(conv_weight, conv_bias, Maps(maps).count);
+  checks.convolution(conv_weight, conv_bias, maps.count);
   return dispatch(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Compute<T>;
@@ -102,8 +102,8 @@ auto with_attend(const char* op, const Tensor& x, const OptionalTensor& mlp_weig
       const Attend<T, W> attend{shape_of(x),
                                 data<T>(x),
                                 make_mlp<W>(mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2),
-                                Pool(pool),
-                                Maps(maps),
+                                pool,
+                                maps,
                                 ties,
                                 values_of<A>(conv_weight),
                                 values_of<A>(conv_bias),

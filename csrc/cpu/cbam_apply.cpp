@@ -19,8 +19,8 @@ Tensor cbam_apply(Tensor x_in, Tensor channel_gate, OptionalTensor logits, Optio
   const Shape s = shape_of(x);
   Tensor y = torch::stable::empty_like(x);
   const OptionalTensor added = residual ? OptionalTensor(in_layout(*residual, s)) : std::nullopt;
-  const Tensor gates = torch::stable::contiguous(channel_gate);
-  const OptionalTensor z = contiguous(logits);
+  const Tensor gates = row_major(channel_gate);
+  const OptionalTensor z = row_major(logits);
   dispatch(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Compute<T>;

@@ -58,7 +58,7 @@ AttendResult cbam_attend(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor
   checks.running("running_var", running_var);
   const Tensor x = dense(x_in);
   return with_attend(
-      "cbam_attend", x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, conv_weight, conv_bias, pool, maps,
+      checks, x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, conv_weight, conv_bias, Pool(pool), Maps(maps),
       parse_ties(ties), [&](const auto& attend) -> AttendResult {
         using T = typename std::decay_t<decltype(attend)>::Element;
         using A = Compute<T>;

@@ -307,9 +307,9 @@ BackwardInputResult cbam_backward_input(Tensor grad_in, Tensor x_in, Tensor chan
   const Shape s = shape_of(x);
   const Tensor grad = in_layout(grad_in, s);
   for (Tensor* t : {&channel_gate, &descriptors, &hidden, &pixel_ties, &pooled, &channel_ties, &channel_sums})
-    *t = torch::stable::contiguous(*t);
-  logits = contiguous(logits);
-  norm_grad = contiguous(norm_grad);
+    *t = row_major(*t);
+  logits = row_major(logits);
+  norm_grad = row_major(norm_grad);
   STD_TORCH_CHECK(bool(logits) == bool(norm_grad) && bool(logits) == bool(conv_weight), kOp,
                   ": logits, norm_grad and conv_weight must be given together");
   return dispatch(x.scalar_type(), [&](auto element) -> BackwardInputResult {

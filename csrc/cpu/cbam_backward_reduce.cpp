@@ -76,8 +76,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_backward_reduce(Tensor grad_in, 
   const bool active = activation != "none";
   STD_TORCH_CHECK(!active || y_in, kOp, ": y must be given with an activation; got None");
   const OptionalTensor y = active ? OptionalTensor(in_layout(*y_in, s)) : std::nullopt;
-  const OptionalTensor z = contiguous(logits);
-  const Tensor gates = torch::stable::contiguous(channel_gate);
+  const OptionalTensor z = row_major(logits);
+  const Tensor gates = row_major(channel_gate);
   return dispatch(x.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
     using T = decltype(element);
     using A = Compute<T>;

@@ -10,15 +10,14 @@ Tensor cbam_inference(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor ml
                       OptionalTensor norm_weight, OptionalTensor norm_bias, OptionalTensor norm_mean,
                       OptionalTensor norm_var, double eps, OptionalTensor residual, std::string pool, std::string maps,
                       std::string activation) {
-  constexpr const char* kOp = "cbam_inference";
-  const Checks checks(kOp, x_in);
+  const Checks checks("cbam_inference", x_in);
   checks.norm(norm_weight, norm_bias, norm_mean, norm_var);
   checks.like_x("residual", residual);
   const Tensor x = dense(x_in);
   Tensor y = torch::stable::empty_like(x);
   const OptionalTensor added = residual ? OptionalTensor(in_layout(*residual, shape_of(x))) : std::nullopt;
-  with_attend(kOp, x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, conv_weight, conv_bias, pool, maps, Ties::kNone,
-              [&](const auto& attend) {
+  with_attend(checks, x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, conv_weight, conv_bias, Pool(pool), Maps(maps),
+              Ties::kNone, [&](const auto& attend) {
                 using T = typename std::decay_t<decltype(attend)>::Element;
                 using A = Compute<T>;
                 const Shape& s = attend.shape;

@@ -14,6 +14,8 @@ inline std::string text_of(ScalarType dtype, const int64_t* sizes, size_t count)
 
 class Checks {
  public:
+  using Sizes = std::initializer_list<int64_t>;
+
   Checks(const char* op, const Tensor& x) : op_(op), dtype_(x.scalar_type()) {
     STD_TORCH_CHECK(x.dim() == 4 && is_float(dtype_), op_,
                     ": x must be [N, C, H, W] in float32, float16, bfloat16 or float64; got ", text(x));
@@ -27,15 +29,15 @@ class Checks {
   const Shape& shape() const { return shape_; }
 
   // t, if given, has the sizes and dtype.
-  void tensor(const char* name, const OptionalTensor& t, std::vector<int64_t> sizes, ScalarType dtype) const {
-    if (!t) return;
-    const auto got = t->sizes();
-    STD_TORCH_CHECK(t->scalar_type() == dtype && std::equal(got.begin(), got.end(), sizes.begin(), sizes.end()), op_,
-                    ": ", name, " must be ", text_of(dtype, sizes.data(), sizes.size()), "; got ", text(*t));
+  void tensor(const char* name, const OptionalTensor& t, Sizes sizes, ScalarType dtype) const {
+    if (t) tensor(name, *t, sizes, dtype);
   }
-  void compute(const char* name, const OptionalTensor& t, std::vector<int64_t> sizes) const {
-    tensor(name, t, std::move(sizes), compute_);
+  void tensor(const char* name, const Tensor& t, Sizes sizes, ScalarType dtype) const {
+    const auto got = t.sizes();
+    STD_TORCH_CHECK(t.scalar_type() == dtype && std::equal(got.begin(), got.end(), sizes.begin(), sizes.end()), op_,
+                    ": ", name, " must be ", text_of(dtype, sizes.begin(), sizes.size()), "; got ", text(t));
   }
+  void compute(const char* name, const OptionalTensor& t, Sizes sizes) const { tensor(name, t, sizes, compute_); }
   void like_x(const char* name, const OptionalTensor& t) const {
     tensor(name, t, {shape_.n, shape_.c, shape_.h, shape_.w}, dtype_);
   }
@@ -86,9 +88,10 @@ class Checks {
 
   // [rows, columns] or [rows, columns, 1, 1].
   void layer(const char* name, const Tensor& t, int64_t rows, int64_t columns, ScalarType dtype) const {
-    std::vector<int64_t> sizes{rows, columns};
-    if (t.dim() == 4) sizes.insert(sizes.end(), {1, 1});
-    tensor(name, t, sizes, dtype);
+    if (t.dim() == 4)
+      tensor(name, t, {rows, columns, 1, 1}, dtype);
+    else
+      tensor(name, t, {rows, columns}, dtype);
   }
 
   const char* op_;

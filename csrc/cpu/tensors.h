@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -50,6 +51,11 @@ struct Shape {
   int64_t sample() const { return c * h * w; }
 };
 
+// t itself if its elements are in the order of its dimensions, else a copy that is. (PyTorch's own function returns t
+// too, but a call of it costs as much as a small kernel.)
+inline Tensor row_major(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline OptionalTensor row_major(const OptionalTensor& t) { return t ? OptionalTensor(row_major(*t)) : std::nullopt; }
+
 // x itself if NCHW or channels_last, else an NCHW copy.
 inline Tensor dense(const Tensor& x) {
   return x.is_contiguous() || is_channels_last(x) ? x : torch::stable::contiguous(x);
@@ -60,7 +66,7 @@ inline Shape shape_of(const Tensor& dense_x) {
 // t, of the shape of x, in the layout of x.
 inline Tensor in_layout(const Tensor& t, const Shape& shape) {
   if (shape.channels_last) return is_channels_last(t) ? t : torch::stable::contiguous(t, MemoryFormat::ChannelsLast);
-  return torch::stable::contiguous(t);
+  return row_major(t);
 }
 
 // ---- Dtypes ---------------------------------------------------------------------------------------------------------
@@ -121,12 +127,33 @@ constexpr ScalarType compute_dtype() {
 template <class A>
 using Wide = std::conditional_t<sizeof(A) == 8, long double, double>;
 
-inline Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) {
-  return torch::stable::empty(sizes, dtype, std::nullopt, torch::stable::Device(torch::headeronly::DeviceType::CPU));
+inline int32_t code_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return aoti_torch_dtype_float32();
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    default:
+      return aoti_torch_dtype_int32();
+  }
+}
+
+// A row-major tensor. (torch::stable::empty finds its operator by name at each call, which takes twice as long.)
+inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), code_of(dtype),
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 template <class A>
-Tensor new_compute(std::vector<int64_t> sizes) {
-  return empty(std::move(sizes), compute_dtype<A>());
+Tensor new_compute(const std::vector<int64_t>& sizes) {
+  return empty(sizes, compute_dtype<A>());
 }
 
 inline float to_compute(float value) { return value; }
@@ -155,9 +182,9 @@ inline BFloat16 from_double<BFloat16>(double value) {
 template <class W>
 std::vector<Compute<W>> values_of(const OptionalTensor& t) {
   if (!t) return {};
-  const Tensor dense = torch::stable::contiguous(*t);
-  std::vector<Compute<W>> out(dense.numel());
-  std::transform(data<W>(dense), data<W>(dense) + out.size(), out.begin(), [](W v) { return to_compute(v); });
+  const Tensor values = row_major(*t);
+  std::vector<Compute<W>> out(values.numel());
+  std::transform(data<W>(values), data<W>(values) + out.size(), out.begin(), [](W v) { return to_compute(v); });
   return out;
 }
 
@@ -256,39 +283,43 @@ auto dispatch_weights(const Tensor& weight2, F f) {
   return f(T());
 }
 
-inline OptionalTensor contiguous(const OptionalTensor& t) {
-  return t ? OptionalTensor(torch::stable::contiguous(*t)) : std::nullopt;
-}
-
 template <class W>
 Mlp<W> make_mlp(const OptionalTensor& weight1, const OptionalTensor& bias1, const Tensor& weight2,
                 const OptionalTensor& bias2) {
-  return {contiguous(weight1), torch::stable::contiguous(weight2), values_of<W>(bias1), values_of<W>(bias2)};
+  return {row_major(weight1), row_major(weight2), values_of<W>(bias1), values_of<W>(bias2)};
 }
 
 // ---- Options --------------------------------------------------------------------------------------------------------
 
 struct Pool {
-  bool avg, max, lp, lse, light;
+  bool avg = false, max = false, lp = false, lse = false, light;
 
-  explicit Pool(const std::string& text) : light(text == "light") {
-    const auto has = [&](const std::string& type) { return ("+" + text + "+").find("+" + type + "+") != text.npos; };
-    avg = light || has("avg");
-    max = light || has("max");
-    lp = has("lp");
-    lse = has("lse");
-    std::string canonical;
-    for (const auto& [present, type] : {std::pair(avg, "avg"), {max, "max"}, {lp, "lp"}, {lse, "lse"}})
-      if (present) canonical += (canonical.empty() ? "" : "+") + std::string(type);
-    STD_TORCH_CHECK(light || (count() > 0 && canonical == text),
-                    "cbam: pool must be light or some of avg, max, lp, lse, in this order, joined by +; got ", text);
+  explicit Pool(std::string_view text) : light(text == "light") {
+    std::string_view rest = text;
+    // Whether `type` comes next; takes it, and the + behind it.
+    const auto take = [&](std::string_view type) {
+      if (rest.substr(0, rest.find('+')) != type) return false;
+      rest.remove_prefix(std::min(type.size() + 1, rest.size()));
+      return true;
+    };
+    if (light) {
+      avg = max = true;
+      return;
+    }
+    avg = take("avg");
+    max = take("max");
+    lp = take("lp");
+    lse = take("lse");
+    STD_TORCH_CHECK(count() > 0 && rest.empty() && text.back() != '+',
+                    "cbam: pool must be light or some of avg, max, lp, lse, in this order, joined by +; got ",
+                    std::string(text));
   }
   int64_t count() const { return avg + max + lp + lse; }
   int64_t branches() const { return light ? 1 : count(); }
 };
 
-inline Ties parse_ties(const std::string& text) {
-  STD_TORCH_CHECK(text == "first" || text == "even", "cbam: ties must be first or even; got ", text);
+inline Ties parse_ties(std::string_view text) {
+  STD_TORCH_CHECK(text == "first" || text == "even", "cbam: ties must be first or even; got ", std::string(text));
   return text == "first" ? Ties::kFirst : Ties::kEven;
 }
 
@@ -296,9 +327,9 @@ inline Ties parse_ties(const std::string& text) {
 struct Maps {
   int64_t max, mean, count;
 
-  explicit Maps(const std::string& text) {
+  explicit Maps(std::string_view text) {
     STD_TORCH_CHECK(text == "max_mean" || text == "mean_max" || text == "light",
-                    "cbam: maps must be max_mean, mean_max or light; got ", text);
+                    "cbam: maps must be max_mean, mean_max or light; got ", std::string(text));
     max = text == "mean_max";
     mean = 1 - max;
     count = text == "light" ? 1 : 2;
@@ -306,10 +337,10 @@ struct Maps {
 };
 
 template <class A>
-Activation<A> parse_activation(const std::string& text) {
+Activation<A> parse_activation(std::string_view text) {
   const A none = std::numeric_limits<A>::quiet_NaN();
   STD_TORCH_CHECK(text == "none" || text == "relu" || text == "relu6",
-                  "cbam: activation must be none, relu or relu6; got ", text);
+                  "cbam: activation must be none, relu or relu6; got ", std::string(text));
   return {text == "none" ? none : A(0), text == "relu6" ? A(6) : none};
 }
 
@@ -322,7 +353,7 @@ struct Norm {
   Norm(const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& mean_tensor,
        const OptionalTensor& var, double eps) {
     if (!mean_tensor) return;
-    const auto value = [](const OptionalTensor& t, A otherwise) { return t ? values_of<A>(t)[0] : otherwise; };
+    const auto value = [](const OptionalTensor& t, A otherwise) { return t ? *data<A>(*t) : otherwise; };
     present = true;
     mean = value(mean_tensor, 0);
     inverse_deviation = A(1) / std::sqrt(value(var, 1) + A(eps));
