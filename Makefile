@@ -38,8 +38,12 @@ demo: build
 	$(BIN)/python -m examples.demo
 
 # Small tests on many cores: parallel over tests, one thread each where a test does not ask for more.
+# Then the Triton kernels, in Triton's interpreter.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8
+
 test: build
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 8
+	$(PYTEST)
+	TRITON_INTERPRET=1 $(PYTEST)
 
 # BENCH_ARGS=--quick: a few configurations.
 bench: build

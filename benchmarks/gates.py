@@ -14,7 +14,7 @@ import copy
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,9 @@ BATCHES = (8, 1)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = ("eval", "train")
-IMPLEMENTATIONS = ("eager", "compile", "fused")
+COMPILED: Mapping[str, dict[str, Any]] = {"compile": {}}
+"""What torch.compile is timed with: options of ``Module.compile``, by name."""
+IMPLEMENTATIONS = ("eager", *COMPILED, "fused")
 RATIOS = (("eager", "fused"), ("compile", "fused"), ("fused", "copy"))
 
 
@@ -82,11 +84,14 @@ def gate(configuration: Configuration) -> CbamModule:
     return module.train(configuration.mode == "train").to(DTYPES[configuration.dtype])
 
 
-def implementations(module: CbamModule) -> dict[str, nn.Module]:
-    """Copies of one module, to be run in three ways."""
+def implementations(
+    module: CbamModule, compiled: Mapping[str, dict[str, Any]] = COMPILED
+) -> dict[str, nn.Module]:
+    """Copies of one module by the name of how they run."""
     torch._dynamo.reset()
-    modules = {name: copy.deepcopy(module) for name in IMPLEMENTATIONS}
-    modules["compile"].compile()
+    modules = {name: copy.deepcopy(module) for name in ("eager", *compiled, "fused")}
+    for name, options in compiled.items():
+        modules[name].compile(**options)
     cbam_fused.fuse_(modules["fused"], strict=True)
     return modules
 
@@ -117,25 +122,41 @@ def timed(module: nn.Module, x: Tensor, grad: Tensor | None) -> Callable[[], obj
     return step
 
 
+def check(
+    configuration: Configuration, module: CbamModule, modules: dict[str, nn.Module]
+) -> tuple[tuple[Tensor, Tensor | None], dict[str, str]]:
+    """Holds `modules` but the eager one to the tolerance rule. What is not to be timed is removed:
+    a fused gate that is off, and whatever raises an error.
+
+    Returns:
+        An x with its gradient of y, to be timed with, and the failures by name.
+    """
+    device = next(module.parameters()).device
+    with torch.device(device):
+        inputs = [draw(configuration, module) for _ in range(draws(math.prod(configuration.size)))]
+    oracle = Oracle(module, inputs)
+    failures = {}
+    for name in [name for name in modules if name != "eager"]:
+        try:
+            oracle.check(modules[name])
+        except AssertionError as error:
+            failures[name] = str(error)
+            if name == "fused":
+                del modules[name]
+        except Exception as error:
+            failures[name] = f"{type(error).__name__}: {error}"
+            del modules[name]
+    x, grad = inputs[0]
+    return (x.requires_grad_(grad is not None), grad), failures
+
+
 def measure(configuration: Configuration, repetitions: int, min_time: float) -> Measurement:
     """Checks and times one configuration."""
     torch.manual_seed(0)
     module = gate(configuration)
     modules = implementations(module)
-    inputs = [draw(configuration, module) for _ in range(draws(math.prod(configuration.size)))]
-    oracle = Oracle(module, inputs)
-    failures = {}
-    for name in ("compile", "fused"):
-        try:
-            oracle.check(modules[name])
-        except AssertionError as error:
-            failures[name] = str(error)
-
-    x, grad = inputs[0]
+    (x, grad), failures = check(configuration, module, modules)
     source, target = x.detach(), torch.empty_like(x)
-    x.requires_grad_(grad is not None)
-    if "fused" in failures:
-        del modules["fused"]
     calls = {name: timed(module, x, grad) for name, module in modules.items()}
     calls["copy"] = lambda: target.copy_(source)
     with torch.inference_mode(configuration.mode == "eval"):
@@ -151,22 +172,32 @@ def cell(measurement: Measurement, name: str) -> str:
     return report.milliseconds(measurement.timings[name]) + mark
 
 
-def table(mode: str, measurements: Iterable[Measurement]) -> Table:
-    """The times of one mode, a row a configuration."""
-    result = Table(title=f"{mode}: {report.SPREAD}", box=box.SIMPLE_HEAD)
+def table(
+    title: str,
+    measurements: Iterable[Measurement],
+    names: Sequence[str] = (*IMPLEMENTATIONS, "copy"),
+    ratios: Sequence[tuple[str, str]] = RATIOS,
+    others: Mapping[str, Callable[[Measurement], str]] | None = None,
+) -> Table:
+    """The times of `names`, the `ratios` of two of them and `others`, a row a configuration."""
+    others = others or {}
+    result = Table(title=f"{title}: {report.SPREAD}", box=box.SIMPLE_HEAD)
     for column in ("x", "dtype", "layout"):
         result.add_column(column, no_wrap=True)
-    for column in (*IMPLEMENTATIONS, "copy", *(f"{a} /\n{b}" for a, b in RATIOS)):
+    for column in (*names, *(f"{a} /\n{b}" for a, b in ratios), *others):
         result.add_column(column, justify="right", no_wrap=True)
     for measurement in measurements:
         c = measurement.configuration
-        cells = [cell(measurement, name) for name in (*IMPLEMENTATIONS, "copy")]
-        cells += [report.times(measurement.ratio(*pair)) for pair in RATIOS]
+        cells = [cell(measurement, name) for name in names]
+        cells += [report.times(measurement.ratio(*pair)) for pair in ratios]
+        cells += [column(measurement) for column in others.values()]
         result.add_row(f"{c.batch}x{c.shape}", c.dtype, c.layout, *cells)
     return result
 
 
-def summary(mode: str, measurements: list[Measurement]) -> dict[str, Any]:
+def summary(
+    mode: str, measurements: list[Measurement], ratios: Sequence[tuple[str, str]] = RATIOS
+) -> dict[str, Any]:
     """Geometric means, over all and over each layout and dtype; where fused is not the fastest."""
     groups = {"all": measurements}
     for layout, dtype in itertools.product(LAYOUTS, DTYPES):
@@ -179,38 +210,38 @@ def summary(mode: str, measurements: list[Measurement]) -> dict[str, Any]:
             groups[f"{layout} {dtype}"] = chosen
     means = {}
     for group, members in groups.items():
-        ratios = {f"{a} / {b}": [m.ratio(a, b) for m in members] for a, b in RATIOS}
+        values = {f"{a} / {b}": [m.ratio(a, b) for m in members] for a, b in ratios}
         means[group] = {
-            name: geometric_mean(value for value in values if value is not None)
-            for name, values in ratios.items()
+            name: geometric_mean(value for value in chosen if value is not None)
+            for name, chosen in values.items()
         }
     slower = [
         f"{m.configuration}: {m.ratio('fused', other):.2f}x the time of {other}"
         for m in measurements
-        for other in ("eager", "compile")
+        for other in (a for a, b in ratios if b == "fused")
         if (m.ratio("fused", other) or 0) > 1
     ]
     return {"mode": mode, "geometric_means": means, "slower": slower}
 
 
-def summary_table(summaries: Iterable[dict[str, Any]]) -> Table:
+def summary_table(summaries: list[dict[str, Any]]) -> Table:
     result = Table(title="geometric means", box=box.SIMPLE_HEAD)
     for column in ("mode", "over"):
         result.add_column(column)
-    for pair in RATIOS:
-        result.add_column(" / ".join(pair), justify="right")
+    for name in summaries[0]["geometric_means"]["all"] if summaries else ():
+        result.add_column(name, justify="right")
     for entry in summaries:
         for group, means in entry["geometric_means"].items():
             result.add_row(entry["mode"], group, *(report.times(value) for value in means.values()))
     return result
 
 
-def as_json(measurement: Measurement) -> dict[str, Any]:
-    ratios = {f"{a} / {b}": measurement.ratio(a, b) for a, b in RATIOS}
+def as_json(measurement: Measurement, ratios: Sequence[tuple[str, str]] = RATIOS) -> dict[str, Any]:
+    values = {f"{a} / {b}": measurement.ratio(a, b) for a, b in ratios}
     return {
         **vars(measurement.configuration),
         "times": {name: report.timing_record(t) for name, t in measurement.timings.items()},
-        "ratios": {name: value and round(value, 4) for name, value in ratios.items()},
+        "ratios": {name: value and round(value, 4) for name, value in values.items()},
         "failures": measurement.failures,
     }
 

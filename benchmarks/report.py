@@ -4,6 +4,7 @@ import argparse
 import datetime
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,16 @@ def progress() -> Progress:
     return Progress(*columns, console=console, transient=True, disable=quiet)
 
 
-def environment() -> dict[str, Any]:
+_CPU = torch.device("cpu")
+
+
+def environment(device: torch.device = _CPU) -> dict[str, Any]:
     """Date, threads, load, versions, backends, build and machine, before anything is measured."""
-    backend, reason = backends.choose(torch.device("cpu"))
+    backend, reason = backends.choose(device)
     sections = info.collect()
     sections["versions"]["timm"] = timm.__version__
+    if device.type == "cuda":
+        sections["gpu in use"] = gpu(device)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "threads": torch.get_num_threads(),
@@ -44,10 +50,45 @@ def environment() -> dict[str, Any]:
     }
 
 
+# As `nvidia-smi --query-gpu` names them.
+_GPU_STATE = (
+    "driver_version",
+    "pstate",
+    "clocks.sm",
+    "clocks.max.sm",
+    "clocks.mem",
+    "power.draw",
+    "power.limit",
+    "temperature.gpu",
+)
+
+
+def gpu(device: torch.device) -> dict[str, str]:
+    """A GPU, its driver, and its clocks and power at this moment."""
+    properties = torch.cuda.get_device_properties(device)
+    command = ["nvidia-smi", f"--id=GPU-{properties.uuid}", f"--query-gpu={','.join(_GPU_STATE)}"]
+    try:
+        printed = subprocess.run(
+            [*command, "--format=csv,noheader"], capture_output=True, text=True, check=True
+        ).stdout
+        state = dict(zip(_GPU_STATE, (value.strip() for value in printed.split(",")), strict=True))
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        state = {"nvidia-smi": f"{type(error).__name__}: {error}"}
+    return {
+        "name": properties.name,
+        "compute capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": str(properties.multi_processor_count),
+        "memory": f"{properties.total_memory / 2**30:.0f} GiB",
+        "L2 cache": f"{properties.L2_cache_size / 2**20:.0f} MiB",
+        **state,
+    }
+
+
 def heading(environment: dict[str, Any]) -> str:
     """The machine and the versions in a few lines."""
     cpu, versions = environment["cpu"], environment["versions"]
-    return (
+    used = ", ".join(f"{k} {v}" for k, v in environment.get("gpu in use", {}).items())
+    return (used and f"{used}\n") + (
         f"{cpu['model']}, {environment['threads']} threads, {cpu['cores']} cores, "
         f"load average {environment['load_average']} (times want an idle machine)\n"
         f"torch {versions['torch']}, timm {versions['timm']}, cbam_fused {versions['cbam_fused']}\n"
@@ -62,9 +103,16 @@ def add_json_option(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--json", nargs="?", type=Path, const=today, metavar="PATH", help=text)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def save_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes the file in one step: whoever interrupts it keeps the previous one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n")
+    unfinished.replace(path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    save_json(path, content)
     console.print(f"written: {os.path.relpath(path)}")
 
 

@@ -39,7 +39,12 @@ def geometric_mean(values: Iterable[float]) -> float | None:
     return math.exp(statistics.fmean(logarithms)) if logarithms else None
 
 
-def _seconds(function: Callable[[], object], calls: int) -> float:
+Clock = Callable[[Callable[[], object], int], float]
+"""``clock(function, calls)``: seconds per call, over so many calls."""
+
+
+def host_clock(function: Callable[[], object], calls: int) -> float:
+    """A `Clock` for functions that have done their work when they return."""
     start = time.perf_counter()
     for _ in range(calls):
         function()
@@ -52,6 +57,7 @@ def interleave(
     repetitions: int,
     min_time: float,
     on_repetition: Callable[[], object] = lambda: None,
+    clock: Clock = host_clock,
 ) -> dict[str, Timing]:
     """Times every variant once per repetition, in an order that rotates between repetitions.
 
@@ -63,12 +69,13 @@ def interleave(
         repetitions: measurements per variant.
         min_time: shortest measurement, in seconds; decides how many calls it averages.
         on_repetition: called after each repetition.
+        clock: measures a number of calls.
     """
     names = list(variants)
     calls = {}
     for name, function in variants.items():
         function()
-        calls[name] = max(1, math.ceil(min_time / _seconds(function, 1)))
+        calls[name] = max(1, math.ceil(min_time / clock(function, 1)))
     seconds: dict[str, list[float]] = {name: [] for name in names}
     collecting = gc.isenabled()
     gc.disable()
@@ -77,7 +84,7 @@ def interleave(
             first = repetition % len(names)
             for name in names[first:] + names[:first]:
                 variants[name]()
-                seconds[name].append(_seconds(variants[name], calls[name]))
+                seconds[name].append(clock(variants[name], calls[name]))
             gc.collect()
             on_repetition()
     finally:

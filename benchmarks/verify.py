@@ -55,7 +55,7 @@ def separate_maxima(
             if not narrow.any():
                 break
             # Equal maxima must part, so no two are raised by the same factor.
-            factor = 1 + LEAD * (1 + torch.rand(sample.shape, dtype=x.dtype))
+            factor = 1 + LEAD * (1 + torch.rand_like(sample))
             sample.copy_(torch.where(narrow, sample * factor, sample))
         else:
             raise RuntimeError(f"maxima still too close after {rounds} rounds in {list(x.shape)}")

@@ -8,5 +8,15 @@ from cbam_fused.functional import cbam
 from cbam_fused.fuse import FuseReport, fuse_, unfuse_
 from cbam_fused.modules import CBAM
 from cbam_fused.version import __version__
+from cbam_fused.warmup import warmup
 
-__all__ = ["CBAM", "FuseReport", "__version__", "cbam", "fuse_", "unfuse_", "use_backend"]
+__all__ = [
+    "CBAM",
+    "FuseReport",
+    "__version__",
+    "cbam",
+    "fuse_",
+    "unfuse_",
+    "use_backend",
+    "warmup",
+]

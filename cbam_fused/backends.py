@@ -1,8 +1,9 @@
 """The backends: objects with the five operations, and the choice between them.
 
-The choice is made per call and per device: on a CPU the compiled library if it loaded, else the
-reference (pure PyTorch); the reference on every other device. It can be overridden with
-`use_backend` or the environment variable ``CBAM_FUSED_BACKEND``, and `choose` says why it chose.
+The choice is made per call and per device: on a GPU the Triton kernels, on a CPU the compiled
+library, where they can be used; else, and on every other device, the reference (pure PyTorch). It
+can be overridden with `use_backend` or the environment variable ``CBAM_FUSED_BACKEND``, and
+`choose` says why it chose.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from cbam_fused import library, reference
+from cbam_fused import library, reference, triton_backend
 
 
 class Backend(NamedTuple):
@@ -33,49 +34,70 @@ def _from(name: str, functions: Callable[[str], Callable]) -> Backend:
     return Backend(name, *(functions(operation) for operation in Backend._fields[1:]))
 
 
-_BACKENDS = {"reference": _from("reference", lambda name: getattr(reference, name))}
-if library.loaded:
-    _BACKENDS["cpu"] = _from("cpu", lambda name: getattr(torch.ops.cbam_fused, name).default)
+_BACKENDS = {
+    "triton": _from("triton", triton_backend.operation),
+    "cpu": _from("cpu", lambda name: getattr(torch.ops.cbam_fused, name).default),
+    "reference": _from("reference", lambda name: getattr(reference, name)),
+}
 
-NAMES = ("cpu", "reference")
+NAMES = tuple(_BACKENDS)
+_CPU = torch.device("cpu")
 _forced: str | None = os.environ.get("CBAM_FUSED_BACKEND") or None
 
 
-def get(name: str) -> Backend:
-    """The backend called `name`.
+def _unusable(name: str, device: torch.device | None = None) -> str:
+    """Why tensors on `device` (None: on any) are not for this backend; empty where they are."""
+    if name == "triton":
+        return triton_backend.unusable(device)
+    if name == "cpu" and not library.loaded:
+        return library.reason
+    if name == "cpu" and device not in (None, _CPU) and device.type != "cpu":
+        return "it needs a cpu"
+    return ""
 
-    Raises ValueError for an unknown name, RuntimeError if it is not usable here.
+
+def get(name: str, device: torch.device | None = None) -> Backend:
+    """The backend called `name`, for tensors on `device` (None: on any).
+
+    Raises ValueError for an unknown name, RuntimeError if it is not usable there.
     """
     if name not in NAMES:
         raise ValueError(f"cbam_fused: backend must be one of {', '.join(NAMES)}; got {name!r}")
-    if name not in _BACKENDS:
-        raise RuntimeError(f"cbam_fused: backend {name} is not usable here: {library.reason}")
+    if why := _unusable(name, device):
+        where = "here" if device is None else f"for tensors on {device}"
+        raise RuntimeError(f"cbam_fused: backend {name} is not usable {where}: {why}")
     return _BACKENDS[name]
 
 
-def available() -> tuple[str, ...]:
-    """Names of the usable backends."""
-    return tuple(name for name in NAMES if name in _BACKENDS)
+def available(device: torch.device | None = None) -> tuple[str, ...]:
+    """Names of the backends that are usable for tensors on `device` (None: on any)."""
+    return tuple(name for name in NAMES if not _unusable(name, device))
 
 
 def status() -> list[tuple[str, bool, str]]:
     """(name, usable, reason) of every backend this package knows."""
-    reasons = {"cpu": library.reason, "reference": "pure PyTorch, any device"}
-    return [(name, name in _BACKENDS, reasons[name]) for name in NAMES]
+    places = {"triton": triton_backend.place(), "cpu": "", "reference": "pure PyTorch, any device"}
+    rows = ((name, _unusable(name)) for name in NAMES)
+    return [(name, not why, why or places[name]) for name, why in rows]
+
+
+_AUTOMATIC = {
+    "cuda": ("triton", "Triton can be imported"),
+    "cpu": ("cpu", "the compiled library is loaded"),
+}
 
 
 def choose(device: torch.device) -> tuple[Backend, str]:
     """The backend for tensors on `device`, and the reason for the choice."""
     if _forced is not None:
-        backend = get(_forced)
-        if backend.name == "cpu" and device.type != "cpu":
-            raise RuntimeError(f"cbam_fused: backend cpu needs tensors on a cpu; got {device}")
-        return backend, "asked for by use_backend or CBAM_FUSED_BACKEND"
-    if device.type == "cpu" and "cpu" in _BACKENDS:
-        return _BACKENDS["cpu"], "the compiled library is loaded"
-    if device.type == "cpu":
-        return _BACKENDS["reference"], library.reason
-    return _BACKENDS["reference"], f"no fused backend for {device.type}"
+        return get(_forced, device), "asked for by use_backend or CBAM_FUSED_BACKEND"
+    kind = device.type
+    if kind not in _AUTOMATIC:
+        return _BACKENDS["reference"], f"no fused backend for {kind}"
+    name, reason = _AUTOMATIC[kind]
+    if why := _unusable(name, device):
+        return _BACKENDS["reference"], f"{name} is not usable: {why}"
+    return _BACKENDS[name], reason
 
 
 @contextlib.contextmanager
@@ -93,3 +115,14 @@ def use_backend(name: str | None) -> Iterator[None]:
         yield
     finally:
         _forced = previous
+
+
+@contextlib.contextmanager
+def replaced(backend: Backend) -> Iterator[None]:
+    """Within the context `backend` stands in for the one of its name."""
+    original = _BACKENDS[backend.name]
+    _BACKENDS[backend.name] = backend
+    try:
+        yield
+    finally:
+        _BACKENDS[backend.name] = original

@@ -40,6 +40,7 @@ def collect() -> dict[str, dict[str, str]]:
             "cores": str(os.cpu_count()),
             "torch threads": str(torch.get_num_threads()),
         },
+        "gpus": _gpus(),
         "environment": {
             name: value for name, value in sorted(os.environ.items()) if _is_relevant(name)
         },
@@ -81,8 +82,19 @@ def _cpu_features() -> str:
     return " ".join(name for name in CPU_FEATURES if name in present) or "none of interest"
 
 
+def _gpus() -> dict[str, str]:
+    count = torch.cuda.device_count()
+    devices = (torch.cuda.get_device_properties(index) for index in range(count))
+    return {
+        f"{index}": f"{device.name}, compute capability {device.major}.{device.minor}, "
+        f"{device.multi_processor_count} multiprocessors, {device.total_memory >> 30} GiB"
+        for index, device in enumerate(devices)
+    }
+
+
 def _is_relevant(name: str) -> bool:
-    return name.startswith(("CBAM_FUSED_", "OMP_", "MKL_NUM_")) or name == "ATEN_CPU_CAPABILITY"
+    prefixes = ("CBAM_FUSED_", "OMP_", "MKL_NUM_", "TRITON_", "CUDA_VISIBLE_")
+    return name.startswith(prefixes) or name == "ATEN_CPU_CAPABILITY"
 
 
 def as_text(sections: dict[str, dict[str, str]]) -> str:

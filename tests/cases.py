@@ -4,12 +4,14 @@ it exists.
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from cbam_fused.testing import Gate
+from tests.triton import selection
+from tests.usable import INTERPRETED
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -105,6 +107,21 @@ LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
 }
 
 
+def _on(device: torch.device, gate: Gate) -> Gate:
+    """The gate on `device`; its tensors lie in memory as they did, and x may still be its own
+    residual.
+    """
+
+    def move(tensor: Tensor) -> Tensor:
+        count = tensor.untyped_storage().nbytes() // tensor.element_size()
+        stored = tensor.as_strided((count,), (1,), 0).to(device)
+        return stored.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    values = {field.name: getattr(gate, field.name) for field in fields(gate)}
+    moved = {id(v): move(v) for v in values.values() if isinstance(v, Tensor)}
+    return replace(gate, **{name: moved.get(id(v), v) for name, v in values.items()})
+
+
 @dataclass(frozen=True)
 class Case:
     """A gate's shape, options and data. `hidden=None` is one C x C layer; `kernel_size=None` no
@@ -138,13 +155,21 @@ class Case:
         small ones.
         """
         n, c, height, width = self.shape
-        return max(4, min(64, 150_000 // max(1, n * c * height * width)))
+        return max(4, min(16 if INTERPRETED else 64, 150_000 // max(1, n * c * height * width)))
 
     def gates(self, dtype: torch.dtype, layout: str) -> list[Gate]:
         return [self.gate(dtype, layout, draw) for draw in range(self.draws)]
 
     def gate(self, dtype: torch.dtype = torch.float32, layout: str = "nchw", draw: int = 0) -> Gate:
-        """The gate of this case in `dtype` and `layout`; equal arguments give equal numbers."""
+        """The gate of this case in `dtype` and `layout`, on the default device; equal arguments
+        give equal numbers, on every device.
+        """
+        with torch.device("cpu"):
+            gate = self._gate(dtype, layout, draw)
+        device = torch.get_default_device()
+        return gate if device.type == "cpu" else _on(device, gate)
+
+    def _gate(self, dtype: torch.dtype, layout: str, draw: int) -> Gate:
         generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()) + draw)
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         mlp_dtype = dtype if self.mlp_in_x_dtype else compute
@@ -278,6 +303,9 @@ CASES = (
          ties="even", residual="other", activation="relu6"),
 )  # fmt: skip
 
+if INTERPRETED:
+    CASES = selection.cases(CASES)
+
 BY_NAME = {case.name: case for case in CASES}
 
 # Every case runs in these variants ...
@@ -294,6 +322,8 @@ CORE_VARIANTS = tuple(
 RUNS = [(case, *variant) for case in CASES for variant in VARIANTS] + [
     (BY_NAME[name], *variant) for name in CORE for variant in CORE_VARIANTS
 ]
+if INTERPRETED:
+    RUNS = selection.runs(BY_NAME)
 
 
 def run_id(run: tuple[Case, torch.dtype, str]) -> str:

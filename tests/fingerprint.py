@@ -1,8 +1,10 @@
 """Everything a backend computes for some cases, as hashes: equal hashes are bitwise equal results.
 
-``python -m tests.fingerprint BACKEND`` prints them as JSON, for processes with another environment.
+``python -m tests.fingerprint BACKEND`` prints them as JSON, for processes with another environment
+or under a sanitizer.
 """
 
+import argparse
 import hashlib
 import json
 import sys
@@ -26,7 +28,7 @@ VARIANTS = (
     (torch.float16, "nchw"),
     (torch.float64, "channels_last"),
 )
-RUNS = [(BY_NAME[name], *variant) for name in NAMES for variant in VARIANTS]
+RUNS = [(BY_NAME[n], *variant) for n in NAMES if n in BY_NAME for variant in VARIANTS]
 
 
 def everything(backend: backends.Backend, gate: Gate) -> dict[str, torch.Tensor]:
@@ -52,13 +54,28 @@ def everything(backend: backends.Backend, gate: Gate) -> dict[str, torch.Tensor]
 
 def fingerprint(results: dict[str, torch.Tensor]) -> dict[str, str]:
     """A hash of each result's bytes, in the order of its indices."""
+    flat = {name: value.contiguous().flatten().cpu() for name, value in results.items()}
     return {
-        name: hashlib.sha256(value.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
-        for name, value in results.items()
+        name: hashlib.sha256(value.view(torch.uint8).numpy()).hexdigest()
+        for name, value in flat.items()
     }
 
 
-if __name__ == "__main__":
-    chosen = backends.get(sys.argv[1])
-    hashes = {run_id(run): fingerprint(everything(chosen, run[0].gate(*run[1:]))) for run in RUNS}
+def main() -> None:
+    parser = argparse.ArgumentParser("tests.fingerprint", description=__doc__.splitlines()[0])
+    parser.add_argument("backend")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--case", nargs="+", choices=NAMES, default=NAMES)
+    options = parser.parse_args()
+    torch.set_default_device(options.device)
+    backend = backends.get(options.backend)
+    hashes = {
+        run_id(run): fingerprint(everything(backend, run[0].gate(*run[1:])))
+        for run in RUNS
+        if run[0].name in options.case
+    }
     json.dump(hashes, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,11 @@ from tests.cases import BY_NAME
 LOW = [torch.bfloat16, torch.float16]
 
 
+def autocast(dtype: torch.dtype | None = None, enabled: bool = True) -> torch.autocast:
+    """Autocast of the default device."""
+    return torch.autocast(torch.get_default_device().type, dtype, enabled)
+
+
 @pytest.fixture(autouse=True)
 def chosen(backend):
     """Every test here runs with every backend."""
@@ -25,7 +30,7 @@ def chosen(backend):
 )
 def test_is_a_cast_of_x_and_nothing_else(dtype, name):
     gate = require_grad(BY_NAME[name].gate())
-    with torch.autocast("cpu", dtype):
+    with autocast(dtype):
         y = call(cbam_fused.cbam, gate)
     y.backward(gate.grad.to(dtype))
 
@@ -46,7 +51,7 @@ def test_is_a_cast_of_x_and_nothing_else(dtype, name):
 
 def test_the_other_low_precision_is_cast_too():
     gate = BY_NAME["residual_relu"].gate(torch.float16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.bfloat16):
         y = call(cbam_fused.cbam, gate)
     assert y.dtype == torch.bfloat16
     low = replace(gate, x=gate.x.bfloat16(), residual=gate.residual.bfloat16())
@@ -55,14 +60,14 @@ def test_the_other_low_precision_is_cast_too():
 
 def test_float64_is_left_alone():
     gate = BY_NAME["residual_relu"].gate(torch.float64)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.bfloat16):
         y = call(cbam_fused.cbam, gate)
     assert torch.equal(y, call(cbam_fused.cbam, gate))
 
 
 def test_switched_off_inside():
     gate = BY_NAME["residual_relu"].gate()
-    with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
+    with autocast(torch.bfloat16), autocast(enabled=False):
         y = call(cbam_fused.cbam, gate)
     assert torch.equal(y, call(cbam_fused.cbam, gate))
 
@@ -70,7 +75,7 @@ def test_switched_off_inside():
 def test_backward_inside_the_context_is_the_same():
     gate = BY_NAME["residual_relu"].gate(torch.bfloat16)
     expected = differentiate(cbam_fused.cbam, gate)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(torch.bfloat16):
         actual = differentiate(cbam_fused.cbam, gate)
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
@@ -80,9 +85,10 @@ def test_compiles(chosen):
         pytest.skip("a compiler may reorder its operations")
     torch._dynamo.reset()
     gate = require_grad(BY_NAME["frozen"].gate())
+    device = torch.get_default_device().type
 
     def function(x):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             return call(cbam_fused.cbam, replace(gate, x=x))
 
     compiled = torch.compile(function, backend="aot_eager", fullgraph=True)

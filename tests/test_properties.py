@@ -17,12 +17,12 @@ from tests.arguments import arguments, check_operation
 from tests.calls import call
 from tests.cases import DATA, LAYOUTS, Case
 from tests.ties import maxima
+from tests.usable import FUSED
 
 POOLS = ["light"] + [
     "+".join(t for i, t in enumerate(POOL_TYPES) if mask >> i & 1)
     for mask in range(1, 2 ** len(POOL_TYPES))
 ]
-FUSED = [name for name in backends.available() if name != "reference"]
 
 
 @st.composite

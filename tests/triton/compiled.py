@@ -1,0 +1,185 @@
+"""Kernels compiled for GPUs that are not there, and what became of them.
+
+`recorded` notes launches in place of making them; `compile_for` gives each the very compilation
+that launching it on such a GPU would. `resources` reads the machine code, `access_widths` the PTX,
+in which every access can be followed back to an argument.
+"""
+
+import contextlib
+import functools
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import triton.backends.nvidia
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+
+from cbam_fused import triton_kernels
+from cbam_fused.testing import Gate
+from cbam_fused.triton_kernels.configurations import Configuration
+from cbam_fused.triton_kernels.launch import launch
+
+CAPABILITIES = (80, 90, 100, 120)
+
+
+class Record(NamedTuple):
+    """A launch that was not made: what `launch` was called with."""
+
+    kernel: JITFunction
+    arguments: tuple
+    configuration: Configuration
+    constants: dict
+
+    def __str__(self) -> str:
+        types = [str(a.dtype) for a in self.arguments if isinstance(a, torch.Tensor)]
+        return f"{self.kernel.__name__} {self.configuration} {self.constants} {types}"
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors among the arguments, by name."""
+        named = zip(self.kernel.arg_names, self.arguments, strict=False)
+        return {name: value for name, value in named if isinstance(value, torch.Tensor)}
+
+
+class Resources(NamedTuple):
+    """What a program takes; registers are those of a thread, and the rest is in bytes."""
+
+    registers: int
+    stack: int
+    local: int
+    shared: int
+
+
+class _Driver(NamedTuple):
+    """As much of a driver as the compiler asks for."""
+
+    capability: int
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Record]]:
+    """The launches that are asked for within."""
+    records = []
+
+    def note(kernel, programs, *arguments, configuration, **constants):
+        records.append(Record(kernel, arguments, configuration, constants))
+
+    package = triton_kernels.__name__
+    with contextlib.ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if name.startswith(package) and getattr(module, "launch", None) is launch:
+                stack.enter_context(mock.patch.object(module, "launch", note))
+        yield records
+
+
+def on_meta(gate: Gate) -> Gate:
+    """The gate with tensors that have shapes, strides and dtypes only."""
+    values = vars(gate).items()
+    return Gate(**{k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in values})
+
+
+def compile_for(capability: int, record: Record):
+    """The kernel as Triton compiles it for this launch on a GPU of that compute capability."""
+    compiled = []
+
+    def compile_only(kernel, grid):
+        def start(*arguments, **options):
+            compiled.append(kernel.warmup(*arguments, grid=grid, **options))
+
+        return start
+
+    previous = driver._active
+    driver.set_active(_Driver(capability))
+    try:
+        with mock.patch.object(JITFunction, "__getitem__", compile_only):
+            launch(
+                *(record.kernel, 1, *record.arguments),
+                configuration=record.configuration,
+                **record.constants,
+            )
+    finally:
+        driver._active = previous
+    return compiled[0]
+
+
+def _run_tool(name: str, *arguments: str, cubin: bytes) -> str:
+    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool, *arguments, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@functools.cache
+def resources(compiled) -> Resources:
+    usage = _run_tool("cuobjdump", "--dump-resource-usage", cubin=compiled.asm["cubin"])
+    registers, stack, local = (
+        int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")
+    )
+    return Resources(registers, stack, local, compiled.metadata.shared)
+
+
+def machine_code(compiled) -> str:
+    """The instructions, disassembled."""
+    return _run_tool("nvdisasm", cubin=compiled.asm["cubin"])
+
+
+# In PTX: `ld.global.L1::evict_first.v4.b32 {...}, [ %rd4 + 16 ];`, and for asynchronous copies
+# `cp.async.cg.shared.global [ %r5 + 0 ], [ %rd7 + 0 ], 0x10, 0x10;`.
+_ACCESS = re.compile(r"\b(ld|st)\.(?:volatile\.)?global([\w.:]*)\s[^\[]*\[\s*(%rd\d+)")
+_COPY = re.compile(
+    r"\bcp\.async\.c[ag]\.shared\.global\S*\s*\[.*?\],\s*\[\s*(%rd\d+).*?\],\s*(\w+)"
+)
+_PARAMETER = re.compile(r"\bld\.param\.[bu]64\s+(%rd\d+), \[\w+_param_(\d+)\]")
+_ASSIGNMENT = re.compile(r"^\s*(?:@!?%p\d+ )?(?!ld|st|cp|atom)[a-z][\w.:]*\s+(%rd\d+),\s*([^;]*);")
+
+
+def access_widths(compiled) -> dict[tuple[str, str], set[int]]:
+    """The widths in bits of all accesses to global memory: {(argument, "ld" or "st"): widths}."""
+    names = [name for name, kind in compiled.src.signature.items() if kind != "constexpr"]
+    lines = compiled.asm["ptx"].splitlines()
+    sources: dict[str, set[int]] = defaultdict(set)  # of a register: the pointers it comes from
+    for line in lines:
+        if found := _PARAMETER.search(line):
+            sources[found[1]].add(int(found[2]))
+    changed = True
+    while changed:
+        changed = False
+        for found in filter(None, map(_ASSIGNMENT.match, lines)):
+            inputs = re.findall(r"%rd\d+", found[2])
+            known = set().union(*(sources[register] for register in inputs))
+            changed |= not known <= sources[found[1]]
+            sources[found[1]] |= known
+    widths: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for line in lines:
+        if found := _ACCESS.search(line):
+            kind, form, register = found.groups()
+            lanes = re.search(r"\.v(\d)", form)
+            bits = int(re.search(r"\.[bfus](\d+)$", form)[1]) * int(lanes[1] if lanes else 1)
+        elif found := _COPY.search(line):
+            kind, register, bits = "ld", found[1], 8 * int(found[2], 0)
+        else:
+            continue
+        pointers = {i for i in sources[register] if i < len(names)}
+        if not pointers:
+            raise ValueError(f"no argument is known behind {line.strip()}")
+        for index in pointers:
+            widths[names[index], kind].add(bits)
+    return dict(widths)

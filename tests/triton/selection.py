@@ -1,0 +1,85 @@
+"""What runs in a process with TRITON_INTERPRET=1, where an operation takes tenths of a second.
+
+The same tests as everywhere, on small convolutions, in few variants and draws.
+"""
+
+import re
+from dataclasses import replace
+
+import torch
+
+DRAWS = 2  # that an operation runs on, of those that are judged together
+
+# Seconds each; their shapes reach nothing in a kernel that others do not.
+_TOO_LARGE = ("stage1", "long_plane")
+_WHOLE_KERNEL = ("plain", "odd", "light", "residual_relu")  # others: 3 x 3
+
+_VARIANTS = ((torch.float32, "nchw"), (torch.bfloat16, "channels_last"))
+_MORE_VARIANTS = (
+    ("plain", torch.float64, "nchw"),
+    ("prime", torch.float64, "channels_last"),
+    ("all_pools", torch.float16, "channels_last"),
+    ("light_even", torch.float16, "nchw"),
+    ("residual_relu", torch.float32, "channels_last"),
+    ("relu_ties_even", torch.bfloat16, "nchw"),
+    ("odd", torch.float32, "sliced"),
+    ("n3", torch.float32, "permuted"),
+    ("residual_relu", torch.float16, "mixed"),
+    ("residual_relu", torch.bfloat16, "expanded"),
+)
+
+# Tests by file: patterns of their names, parameters included.
+_TESTS = {
+    "test_ops.py": (".*",),
+    "test_gradients.py": (
+        r"test_autograd_runs_the_operations\[.*(residual_relu|residual_x|light_even|no_spatial)-.*",
+        r"test_gradients_do_not_depend_on_which.*",
+        r"test_second_derivative_is_an_error\[.*plain\]",
+        r"test_no_grad_and_inference_mode.*",
+        r"test_saved_for_backward.*",
+        r"test_running_statistics.*",
+    ),
+    "test_properties.py": (".*",),
+    "test_determinism.py": (
+        r"test_a_training_step_repeats_bitwise.*",
+        r"test_a_sample_alone_is_the_sample_in_a_batch\[.*(odd|prime|all_pools|light_even|n3)-.*",
+        r"test_inference_is_attend_and_apply\[.*(prime|light_even|n3)-(float32|bfloat16)-.*",
+        r"test_any_memory_address\[.*(odd|prime|residual_relu)-(float32|float16)-.*",
+    ),
+    "test_contract.py": (
+        r"test_fake_results.*(residual_relu|single_layer|n0)-(nchw|sliced)-.*float16.*",
+        r"test_y_is_in_the_layout_of_x.*-(frozen|hw1)-.*",
+    ),
+    "test_compile.py": (
+        r"test_training_compiles_as_one_graph\[.*residual_relu.*",
+        r"test_inference_compiles_as_one_graph\[.*frozen.*",
+        r"test_one_graph_for_all_sizes\[.*-nchw-.*",
+        r"test_inductor.*",
+    ),
+    "test_errors.py": (r"test_pool_types_in_any_order.*",),
+    "test_autocast.py": (".*triton.*",),
+}
+
+
+def cases(everywhere: tuple) -> tuple:
+    """Those that run in the interpreter, of all cases."""
+    kept = (case for case in everywhere if case.name not in _TOO_LARGE)
+    return tuple(
+        replace(case, kernel_size=3)
+        if case.kernel_size == 7 and case.name not in _WHOLE_KERNEL
+        else case
+        for case in kept
+    )
+
+
+def runs(by_name: dict) -> list[tuple]:
+    """Every case in one variant, in turn, and some in more."""
+    once = [(case, *_VARIANTS[i % 2]) for i, case in enumerate(by_name.values())]
+    return once + [(by_name[name], dtype, layout) for name, dtype, layout in _MORE_VARIANTS]
+
+
+def runs_in_the_interpreter(item) -> bool:
+    """Whether a collected test does."""
+    if item.path.parent.name == "triton":
+        return True
+    return any(re.fullmatch(pattern, item.name) for pattern in _TESTS.get(item.path.name, ()))
