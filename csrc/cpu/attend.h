@@ -2,6 +2,8 @@
 // sample's maps at once, while the sample is in the cache.
 #pragma once
 
+#include <atomic>
+
 #include "checks.h"
 #include "forward.h"
 
@@ -43,9 +45,7 @@ struct Attend {
   void run_group(int64_t begin, int64_t end, bool spread, Convolution<A>* convolution, const ChannelResults<A>& channel,
                  const SpatialResults<A>& spatial, F& finish) const {
     const int64_t pixels = shape.pixels();
-    for (int64_t n = begin; n < end; ++n)
-      for_blocks(spread, shape.c, shape.channels_last ? kColumnBlock : 1, pixels,
-                 [&](int64_t from, int64_t to) { pool_pixels(shape, x, n, from, to, pool, ties, channel); });
+    for (int64_t n = begin; n < end; ++n) pool_pixels(shape, x, n, spread, pool, ties, channel);
     channel_gate(shape, mlp, pool, begin, end, spread, channel);
     for (int64_t n = end - 1; n >= begin; --n) {
       const int64_t place = n * spatial.apart;
@@ -53,22 +53,26 @@ struct Attend {
       if (convolution) {
         A* pooled = spatial.pooled + place * 2 * pixels;
         int32_t* tie = spatial.channel_ties ? spatial.channel_ties + place * pixels : nullptr;
-        for_blocks(spread, pixels, shape.channels_last ? 1 : kColumnBlock, shape.c, [&](int64_t from, int64_t to) {
-          pool_channels(shape, x, n, from, to, channel.channel_gate + n * shape.c, tie ? ties : Ties::kNone,
-                        pooled + maps.max * pixels, pooled + maps.mean * pixels, tie);
-        });
+        pool_channels(shape, x, n, spread, channel.channel_gate + n * shape.c, tie ? ties : Ties::kNone,
+                      pooled + maps.max * pixels, pooled + maps.mean * pixels, tie);
         convolution->set_pooled(pooled);
-        convolution->run(conv_weight.data(), conv_bias.empty() ? A(0) : conv_bias[0], logits);
+        convolution->run(conv_weight.data(), conv_bias.empty() ? A(0) : conv_bias[0], logits, spread);
       }
       finish(n, logits);
     }
   }
 
-  // All samples; each piece of work (on one thread, or spread over all) calls make_finish(spread) for its own `finish`.
-  // Without a place for the maps it uses scratch.
+  // All samples. Each thread calls make_finish(spread) for its own `finish` and takes one group of samples after the
+  // other, so that a thread that is held up holds up no other; or the work within each sample is spread over all
+  // threads. Without a place for the maps it uses scratch.
   template <class F>
   void run(const ChannelResults<A>& channel, SpatialResults<A> spatial, const F& make_finish) const {
-    const auto work = [&](int64_t begin, int64_t end, bool spread) {
+    const bool spread = split_samples(shape.n);
+    const int64_t threads = spread ? 1 : std::min<int64_t>(torch::stable::get_num_threads(), shape.n);
+    const int64_t share = (shape.n + threads - 1) / std::max<int64_t>(threads, 1);
+    const int64_t step = spread ? 1 : std::min(group(), share);
+    std::atomic<int64_t> next{0};
+    parallel(threads, 1, [&](int64_t, int64_t) {
       std::optional<Convolution<A>> convolution;
       if (kernel_size) convolution.emplace(shape, maps.count, kernel_size);
       SpatialResults<A> places = spatial;
@@ -78,11 +82,10 @@ struct Attend {
         places = {own.get(), own.get() + 2 * shape.pixels(), nullptr, 0};
       }
       auto finish = make_finish(spread);
-      const int64_t step = spread ? 1 : group();
-      for (int64_t n = begin; n < end; n += step)
-        run_group(n, std::min(end, n + step), spread, convolution ? &*convolution : nullptr, channel, places, finish);
-    };
-    for_samples(shape.n, work);
+      for (int64_t n = next.fetch_add(step); n < shape.n; n = next.fetch_add(step))
+        run_group(n, std::min(shape.n, n + step), spread, convolution ? &*convolution : nullptr, channel, places,
+                  finish);
+    });
   }
 };
 

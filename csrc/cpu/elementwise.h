@@ -19,6 +19,7 @@ void apply(const T* x, const T* residual, T* y, int64_t columns, int64_t row_beg
            Activation<Compute<T>> activation) {
   using A = Compute<T>;
   constexpr int64_t kLanes = Vector<A>::kLanes;
+  const int64_t ahead = descending ? -(kPrefetch<T> + columns - 1) / columns * columns : kPrefetch<T>;
   for (int64_t step = row_begin; step < row_end; ++step) {
     const int64_t row = descending ? row_end - 1 - (step - row_begin) : step;
     const T* source = x + row * columns;
@@ -34,7 +35,7 @@ void apply(const T* x, const T* residual, T* y, int64_t columns, int64_t row_beg
     for (; begin + 2 * kLanes <= columns; begin += 2 * kLanes) {
       const Pair<A> v = load_pair(source + begin), other = load_columns<T>(column_scale + begin);
       const Pair<A> plus = with_residual ? load_pair(added + begin) : Pair<A>{};
-      prefetch_write_pair(target + begin);
+      prefetch_write(target + begin, ahead);
       store_pair(target + begin,
                  {{gated(v.part[0], other.part[0], plus.part[0]), gated(v.part[1], other.part[1], plus.part[1])}});
     }

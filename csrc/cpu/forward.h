@@ -19,9 +19,39 @@ struct ChannelResults {
   int32_t* pixel_ties;  // [N, C] or null
 };
 
-// Pools channels [begin, end) of sample n over its pixels into the descriptors.
+// The sum and maximum of each column of a sample's matrix. With `spread` threads take leaves of rows, which are then in
+// their caches for passes over rows; or columns, where there are fewer leaves than threads.
 template <class T>
-void pool_pixels(const Shape& s, const T* x, int64_t n, int64_t begin, int64_t end, const Pool& pool, Ties ties,
+void reduce_columns(const Shape& s, const T* source, bool spread, const Compute<T>* row_scale, Ties ties,
+                    Compute<T>* sum, Compute<T>* max, int32_t* tie) {
+  using A = Compute<T>;
+  const Kernels<T>& k = kernels<T>();
+  const int64_t rows = s.rows(), columns = s.columns(), leaves = (rows + kColumnLeafRows - 1) / kColumnLeafRows;
+  if (!spread || leaves < torch::stable::get_num_threads()) {
+    for_blocks(spread, columns, kColumnBlock, rows, [&](int64_t begin, int64_t end) {
+      k.reduce_columns(source, rows, columns, begin, end, row_scale, ties, sum, max, tie);
+    });
+    return;
+  }
+  const auto sums = scratch<A>(leaves * columns), maxima = scratch<A>(leaves * columns);
+  const auto leaf_ties = scratch<int32_t>(ties == Ties::kNone ? 0 : leaves * columns);
+  for_blocks(true, leaves, 1, kColumnLeafRows * columns, [&](int64_t from, int64_t to) {
+    for (int64_t leaf = leaves - to; leaf < leaves - from; ++leaf) {  // the first thread's are the first rows
+      const int64_t end = rows - leaf * kColumnLeafRows, begin = std::max<int64_t>(0, end - kColumnLeafRows);
+      const int64_t at = leaf * columns;
+      k.reduce_columns(source + begin * columns, end - begin, columns, 0, columns,
+                       row_scale ? row_scale + begin : nullptr, ties, &sums[at], &maxima[at],
+                       ties == Ties::kNone ? nullptr : &leaf_ties[at]);
+    }
+  });
+  for_blocks(true, columns, kColumnBlock, leaves, [&](int64_t begin, int64_t end) {
+    k.merge_leaves(sums.get(), maxima.get(), leaf_ties.get(), rows, columns, begin, end, ties, sum, max, tie);
+  });
+}
+
+// Pools the channels of sample n over its pixels into the descriptors; with `spread` on all threads.
+template <class T>
+void pool_pixels(const Shape& s, const T* x, int64_t n, bool spread, const Pool& pool, Ties ties,
                  const ChannelResults<Compute<T>>& out) {
   using A = Compute<T>;
   const Kernels<T>& k = kernels<T>();
@@ -34,27 +64,36 @@ void pool_pixels(const Shape& s, const T* x, int64_t n, int64_t begin, int64_t e
   int32_t* tie = out.pixel_ties && pool.max ? out.pixel_ties + n * s.c : nullptr;
   if (!tie) ties = Ties::kNone;
 
+  const auto for_channels = [&](const auto& f) {
+    for_blocks(spread, s.c, s.channels_last ? kColumnBlock : 1, s.pixels(), f);
+  };
   if (s.channels_last)
-    k.reduce_columns(source, s.rows(), s.columns(), begin, end, nullptr, ties, avg, max, tie);
+    reduce_columns(s, source, spread, nullptr, ties, avg, max, tie);
   else
-    k.reduce_rows(source, s.columns(), begin, end, nullptr, ties, avg, max, tie);
-  for (int64_t c = begin; c < end; ++c) avg[c] /= A(s.pixels());
+    for_channels([&](int64_t begin, int64_t end) {
+      k.reduce_rows(source, s.columns(), begin, end, nullptr, ties, avg, max, tie);
+    });
+  for (int64_t c = 0; c < s.c; ++c) avg[c] /= A(s.pixels());
 
   if (pool.lp) {
     A* lp = take(true, nullptr);
-    if (s.channels_last)
-      k.square_columns(source, s.rows(), s.columns(), begin, end, lp);
-    else
-      k.square_rows(source, s.columns(), begin, end, lp);
-    for (int64_t c = begin; c < end; ++c) lp[c] = std::sqrt(lp[c]);
+    for_channels([&](int64_t begin, int64_t end) {
+      if (s.channels_last)
+        k.square_columns(source, s.rows(), s.columns(), begin, end, lp);
+      else
+        k.square_rows(source, s.columns(), begin, end, lp);
+      for (int64_t c = begin; c < end; ++c) lp[c] = std::sqrt(lp[c]);
+    });
   }
   if (pool.lse) {
     A* lse = take(true, nullptr);
-    if (s.channels_last)
-      k.exp_columns(source, s.rows(), s.columns(), begin, end, max, lse);
-    else
-      k.exp_rows(source, s.columns(), begin, end, max, lse);
-    for (int64_t c = begin; c < end; ++c) lse[c] = std::log(lse[c]) + max[c];
+    for_channels([&](int64_t begin, int64_t end) {
+      if (s.channels_last)
+        k.exp_columns(source, s.rows(), s.columns(), begin, end, max, lse);
+      else
+        k.exp_rows(source, s.columns(), begin, end, max, lse);
+      for (int64_t c = begin; c < end; ++c) lse[c] = std::log(lse[c]) + max[c];
+    });
   }
 }
 
@@ -97,17 +136,19 @@ void channel_gate(const Shape& s, const Mlp<W>& mlp, const Pool& pool, int64_t b
   });
 }
 
-// Pools pixels [begin, end) of sample n over its channels: max and mean of x * channel_gate, [HW] each.
+// Pools the pixels of sample n over its channels: max and mean of x * channel_gate, [HW] each; with `spread` on all
+// threads.
 template <class T>
-void pool_channels(const Shape& s, const T* x, int64_t n, int64_t begin, int64_t end, const Compute<T>* channel_gate,
-                   Ties ties, Compute<T>* max, Compute<T>* mean, int32_t* tie) {
-  const Kernels<T>& k = kernels<T>();
+void pool_channels(const Shape& s, const T* x, int64_t n, bool spread, const Compute<T>* channel_gate, Ties ties,
+                   Compute<T>* max, Compute<T>* mean, int32_t* tie) {
   const T* source = x + n * s.sample();
   if (s.channels_last)
-    k.reduce_rows(source, s.columns(), begin, end, channel_gate, ties, mean, max, tie);
+    for_blocks(spread, s.pixels(), 1, s.c, [&](int64_t begin, int64_t end) {
+      kernels<T>().reduce_rows(source, s.columns(), begin, end, channel_gate, ties, mean, max, tie);
+    });
   else
-    k.reduce_columns(source, s.rows(), s.columns(), begin, end, channel_gate, ties, mean, max, tie);
-  for (int64_t i = begin; i < end; ++i) mean[i] /= Compute<T>(s.c);
+    reduce_columns(s, source, spread, channel_gate, ties, mean, max, tie);
+  for (int64_t i = 0; i < s.pixels(); ++i) mean[i] /= Compute<T>(s.c);
 }
 
 // The convolution of the spatial gate, k x k over `maps` maps, with its padded copy of them.
@@ -136,15 +177,17 @@ class Convolution {
       set_map(1, pooled + shape_.pixels());
     }
   }
-  void run(const A* weight, A bias, A* out) const {
-    table().convolve(padded_.data(), maps_, shape_.h, shape_.w, k_, weight, bias, out);
+  void run(const A* weight, A bias, A* out, bool spread = false) const {
+    for_blocks(spread, shape_.h, kRows, shape_.w * maps_ * k_ * k_, [&](int64_t begin, int64_t end) {
+      table().convolve(padded_.data(), maps_, shape_.h, shape_.w, k_, begin, end, weight, bias, out);
+    });
   }
   void weight_grad(const A* z_grad, A* out) const {
     table().convolve_weight_grad(padded_.data(), maps_, shape_.h, shape_.w, k_, z_grad, out);
   }
 
  private:
-  static constexpr int64_t kSlack = 64;
+  static constexpr int64_t kSlack = 64, kRows = 4;  // rows that the kernel computes together
   static const Kernels<A>& table() { return kernels<A>(); }
   int64_t size() const { return (shape_.h + k_ - 1) * (shape_.w + k_ - 1); }
 

@@ -5,6 +5,7 @@
 #include "reduce.h"
 #include "simd.h"
 #include "small.h"
+#include "term_sums.h"
 
 namespace cbam_fused::CBAM_CPU_CAPABILITY {
 
@@ -29,6 +30,15 @@ void reduce_columns_any(const T* x, int64_t rows, int64_t columns, int64_t colum
   if (ties == Ties::kFirst)
     return run(row_scale ? reduce_columns<T, Ties::kFirst, true> : reduce_columns<T, Ties::kFirst, false>);
   run(row_scale ? reduce_columns<T, Ties::kEven, true> : reduce_columns<T, Ties::kEven, false>);
+}
+
+template <class A>
+void merge_leaves_any(const A* sums, const A* maxima, const int32_t* leaf_ties, int64_t rows, int64_t columns,
+                      int64_t column_begin, int64_t column_end, Ties ties, A* sum, A* max, int32_t* tie) {
+  const auto kernel = ties == Ties::kNone    ? merge_leaves<A, Ties::kNone>
+                      : ties == Ties::kFirst ? merge_leaves<A, Ties::kFirst>
+                                             : merge_leaves<A, Ties::kEven>;
+  kernel(sums, maxima, leaf_ties, rows, columns, column_begin, column_end, sum, max, tie);
 }
 
 template <class T>
@@ -69,6 +79,7 @@ constexpr Kernels<T> table() {
   using A = Compute<T>;
   return {reduce_rows_any<T>,
           reduce_columns_any<T>,
+          merge_leaves_any<Compute<T>>,
           square_rows<T>,
           square_columns<T>,
           exp_rows<T>,

@@ -35,6 +35,9 @@ enum class Ties { kNone, kFirst, kEven };
 // Rows of a backward leaf: partial column sums are made for leaves of this many rows and added in ascending order.
 constexpr int64_t kLeafRows = 32;
 
+// Rows of a leaf of reduce_columns, counted from the last row: leaves can be reduced one by one and then merged.
+constexpr int64_t kColumnLeafRows = 64;
+
 // A gradient through an activation passes where not (y <= lowest) and not (y >= highest); NaN as a bound: no bound.
 template <class A>
 struct Activation {
@@ -72,6 +75,10 @@ struct Kernels {
   void (*reduce_columns)(const T* x, int64_t rows, int64_t columns, int64_t column_begin, int64_t column_end,
                          const A* row_scale,                        // [rows] or null
                          Ties ties, A* sum, A* max, int32_t* tie);  // [columns]
+  // What reduce_columns gives, to the bit, from its results for the leaves of the rows, each [leaves, columns], where
+  // the first leaf has the last rows.
+  void (*merge_leaves)(const A* sums, const A* maxima, const int32_t* leaf_ties, int64_t rows, int64_t columns,
+                       int64_t column_begin, int64_t column_end, Ties ties, A* sum, A* max, int32_t* tie);
   // Sums of x^2, and of exp(x - center).
   void (*square_rows)(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, A* sum);
   void (*square_columns)(const T* x, int64_t rows, int64_t columns, int64_t column_begin, int64_t column_end, A* sum);
@@ -117,8 +124,8 @@ struct Kernels {
   void (*gate)(const A* z, int64_t count, A scale, A shift, A* out);
   // The convolution of `maps` zero-padded maps [maps, H + k - 1, W + k - 1], behind which one more vector can be read,
   // with weights [maps, k, k].
-  void (*convolve)(const A* padded, int64_t maps, int64_t height, int64_t width, int64_t k, const A* weight, A bias,
-                   A* out);
+  void (*convolve)(const A* padded, int64_t maps, int64_t height, int64_t width, int64_t k, int64_t row_begin,
+                   int64_t row_end, const A* weight, A bias, A* out);
   // weight_grad [maps, k, k] = the padded maps correlated with z_grad [H, W].
   void (*convolve_weight_grad)(const A* padded, int64_t maps, int64_t height, int64_t width, int64_t k, const A* z_grad,
                                A* weight_grad);

@@ -299,23 +299,22 @@ inline Pair<Index<Compute<T>>> column_indices(int64_t column) {
 
 // ---- Prefetching ----------------------------------------------------------------------------------------------------
 
-// Asks for what a walk through memory reads, or writes, a little later: the hardware's own prefetching stops at each
+// A walk through memory asks for what it reads, or writes, a little later: the hardware's own prefetching stops at each
 // page.
 constexpr int64_t kPrefetchBytes = 2048;
+template <class T>
+constexpr int64_t kPrefetch = kPrefetchBytes / int64_t(sizeof(T));
 
+// The lines of what load_pair or store_pair will touch `ahead` elements further on.
 template <class T>
-inline void prefetch_read(const T* source) {
-  __builtin_prefetch(reinterpret_cast<const char*>(source) + kPrefetchBytes, 0, 2);
-}
-// The same for what load_pair reads, and for what store_pair writes.
-template <class T>
-inline void prefetch_pair(const T* source) {
-  for (int64_t i = 0; i < 2 * Vector<Compute<T>>::kLanes; i += 64 / sizeof(T)) prefetch_read(source + i);
-}
-template <class T>
-inline void prefetch_write_pair(T* target) {
+inline void prefetch_read(const T* source, int64_t ahead) {
   for (int64_t i = 0; i < 2 * Vector<Compute<T>>::kLanes; i += 64 / sizeof(T))
-    __builtin_prefetch(reinterpret_cast<char*>(target + i) + kPrefetchBytes, 1, 2);
+    __builtin_prefetch(source + i + ahead, 0, 2);
+}
+template <class T>
+inline void prefetch_write(T* target, int64_t ahead) {
+  for (int64_t i = 0; i < 2 * Vector<Compute<T>>::kLanes; i += 64 / sizeof(T))
+    __builtin_prefetch(target + i + ahead, 1, 2);
 }
 
 // ---- A run of columns -----------------------------------------------------------------------------------------------

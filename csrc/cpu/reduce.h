@@ -110,7 +110,7 @@ inline void reduce_row(const T* source, int64_t columns, const Compute<T>* colum
     for (; j + kStep <= end; j += kStep)
       for (int pair = 0; pair < kChains / 2; ++pair) {
         const int64_t at = j + pair * 2 * kLanes;
-        prefetch_pair(source + at);
+        prefetch_read(source + at, kPrefetch<T>);
         const Pair<A> values = load_pair(source + at);
         const Pair<Index<A>> indices = column_indices<T>(at);
         Pair<A> scales;
@@ -180,9 +180,9 @@ constexpr int64_t kGroupRows = 8;
 constexpr int64_t kTileColumns = 2048;
 
 // The sums of a tile's columns, one vector of each group of rows at a time. Groups are added pairwise, pairs of pairs
-// likewise, up to kLeafGroups, before they are added to the total: no chain of additions is long enough to lose
+// likewise, up to kTreeGroups, before they are added to the total: no chain of additions is long enough to lose
 // precision.
-template <class A>
+template <class A, int kLevels = 6>
 class ColumnSums {
  public:
   ColumnSums(A* total, int64_t tile, int64_t tile_end) : total_(total), tile_(tile), tile_end_(tile_end) {}
@@ -196,12 +196,12 @@ class ColumnSums {
   // Ends a group; `last` ends the sum.
   void end_group(bool last) {
     ++groups_;
-    if (groups_ == kLeafGroups || last) add_to_total();
+    if (groups_ == kTreeGroups || last) add_to_total();
     for (carries_ = 0; groups_ >> carries_ & 1;) ++carries_;
   }
 
  private:
-  static constexpr int kLevels = 6, kLeafGroups = 1 << kLevels;
+  static constexpr int kTreeGroups = 1 << kLevels;
 
   void add_to_total() {
     for_vectors<Vector<A>::kLanes>(tile_, tile_end_, [&](int64_t j, int64_t count) {
@@ -256,6 +256,7 @@ void reduce_tile(const T* x, int64_t rows, int64_t columns, int64_t tile, int64_
       for (int64_t k = kGroupRows - 1; k >= 0; --k) {
         if (!whole.value && row + k < 0) break;
         v[k] = load_some(x + (row + k) * columns + j, count);
+        __builtin_prefetch(x + (row + k - kGroupRows) * columns + j, 0, 2);
         if (scaled) v[k] = v[k] * broadcast(row_scale[row + k]);
         maximum.descend(v[k], broadcast(Index<A>(row + k)));
       }
@@ -302,122 +303,37 @@ void reduce_columns(const T* x, int64_t rows, int64_t columns, int64_t column_be
   }
 }
 
-// sum over a row of term(column vector, column).
-template <class T, class F>
-inline __attribute__((always_inline)) Compute<T> sum_row(const T* source, int64_t columns, F term) {
-  using A = Compute<T>;
-  constexpr int64_t kLanes = Vector<A>::kLanes;
-  Vector<A> total = {};
-  for (int64_t begin = 0; begin < columns; begin += kBlockColumns) {
-    const int64_t end = begin + kBlockColumns < columns ? begin + kBlockColumns : columns;
-    Vector<A> even = {}, odd = {};
-    int64_t j = begin;
-    for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
-      even = even + term(load(source + j), j, kLanes);
-      odd = odd + term(load(source + j + kLanes), j + kLanes, kLanes);
-    }
-    for_vectors<kLanes>(j, end, [&](int64_t k, int64_t count) __attribute__((always_inline)) {
-      const Vector<A> v = term(load_some(source + k, count), k, count);
-      const Vector<Index<A>> lane = iota<Index<A>>();
-      even = even + select(lane, broadcast(Index<A>(count)), Less(), v, Vector<A>{});
-    });
-    total = total + (even + odd);
-  }
-  return sum_of(total);
-}
+// A leaf is a subtree of ColumnSums: its groups are three levels of the tree.
+static_assert(kColumnLeafRows == kGroupRows << 3);
 
-// sum over rows of term(column vector, row, column) for columns [column_begin, column_end).
-template <class T, class F>
-inline __attribute__((always_inline)) void sum_columns(const T* x, int64_t rows, int64_t columns, int64_t column_begin,
-                                                       int64_t column_end, Compute<T>* sum, F term) {
-  using A = Compute<T>;
-  constexpr int64_t kLanes = Vector<A>::kLanes;
+template <class A, Ties ties>
+void merge_leaves(const A* sums, const A* maxima, const int32_t* leaf_ties, int64_t rows, int64_t columns,
+                  int64_t column_begin, int64_t column_end, A* sum, A* max, int32_t* tie) {
+  using Max = Maximum<A, ties, true>;
+  const int64_t leaves = (rows + kColumnLeafRows - 1) / kColumnLeafRows;
   for (int64_t tile = column_begin; tile < column_end; tile += kTileColumns) {
     const int64_t tile_end = tile + kTileColumns < column_end ? tile + kTileColumns : column_end;
-    ColumnSums<A> sums(sum, tile, tile_end);
-    for (int64_t row = 0; row < rows; row += kGroupRows) {
-      const auto group = [&](auto whole, int64_t j, int64_t count) __attribute__((always_inline)) {
-        Vector<A> v[kGroupRows] = {};
-        for (int64_t k = 0; k < kGroupRows; ++k) {
-          if (!whole.value && row + k >= rows) break;
-          v[k] = term(load_some(x + (row + k) * columns + j, count), row + k, j, count);
+    ColumnSums<A, 6 - 3> totals(sum, tile, tile_end);
+    for (int64_t leaf = 0; leaf < leaves; ++leaf) {
+      const int64_t last_row = rows - leaf * kColumnLeafRows;
+      const auto first_row = broadcast(Index<A>(last_row > kColumnLeafRows ? last_row - kColumnLeafRows : 0));
+      for_vectors<Vector<A>::kLanes>(tile, tile_end, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
+        const int64_t at = leaf * columns + j;
+        totals.add(j, load_some(sums + at, count), count);
+        Max maximum = {load_some(maxima + at, count), {}};
+        if (ties != Ties::kNone) maximum.tie = load_indices<A>(leaf_ties + at, count);
+        if (ties == Ties::kFirst) maximum.tie = maximum.tie + first_row;
+        if (leaf > 0) {
+          Max before = {load_some(max + j, count), {}};
+          if (ties != Ties::kNone) before.tie = load_indices<A>(tie + j, count);
+          maximum.merge(before);
         }
-        sums.add(j, tree_sum(v), count);
-      };
-      for_groups<kLanes>(row + kGroupRows <= rows, tile, tile_end, group);
-      sums.end_group(row + kGroupRows >= rows);
-    }
-  }
-}
-
-template <class T>
-void square_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, Compute<T>* sum) {
-  for (int64_t row = row_begin; row < row_end; ++row)
-    sum[row] = sum_row(x + row * columns, columns, [](const auto& v, int64_t, int64_t) { return v * v; });
-}
-
-template <class T>
-void square_columns(const T* x, int64_t rows, int64_t columns, int64_t column_begin, int64_t column_end,
-                    Compute<T>* sum) {
-  sum_columns(x, rows, columns, column_begin, column_end, sum,
-              [](const auto& v, int64_t, int64_t, int64_t) { return v * v; });
-}
-
-template <class T>
-void exp_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, const Compute<T>* center,
-              Compute<T>* sum) {
-  for (int64_t row = row_begin; row < row_end; ++row)
-    sum[row] = sum_row(x + row * columns, columns,
-                       [&](const auto& v, int64_t, int64_t) { return exponential(v - broadcast(center[row])); });
-}
-
-template <class T>
-void exp_columns(const T* x, int64_t rows, int64_t columns, int64_t column_begin, int64_t column_end,
-                 const Compute<T>* center, Compute<T>* sum) {
-  sum_columns(x, rows, columns, column_begin, column_end, sum, [&](const auto& v, int64_t, int64_t j, int64_t count) {
-    return exponential(v - load_some(center + j, count));
-  });
-}
-
-template <class T>
-void weigh_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, const Compute<T>* column_weight,
-                const Compute<T>* row_scale, const Compute<T>* column_max, const Compute<T>* column_share,
-                Compute<T>* sum) {
-  using A = Compute<T>;
-  for (int64_t row = row_begin; row < row_end; ++row) {
-    const T* source = x + row * columns;
-    if (!column_max) {
-      sum[row] = sum_row(source, columns, [&](const Vector<A>& v, int64_t j, int64_t count) {
-        return v * load_some(column_weight + j, count);
+        store_some(max + j, maximum.value, count);
+        if (ties != Ties::kNone) store_indices<A>(tie + j, maximum.tie, count);
       });
-      continue;
+      totals.end_group(leaf + 1 == leaves);
     }
-    const Vector<A> scale = broadcast(row_scale[row]);
-    sum[row] = sum_row(source, columns, [&](const Vector<A>& v, int64_t j, int64_t count) {
-      const Vector<A> weight = load_some(column_weight + j, count);
-      const Vector<A> shared = weight + load_some(column_share + j, count);
-      return v * select(v * scale, load_some(column_max + j, count), Equal(), shared, weight);
-    });
   }
-}
-
-template <class T>
-void weigh_columns(const T* x, int64_t rows, int64_t columns, int64_t column_begin, int64_t column_end,
-                   const Compute<T>* row_weight, const Compute<T>* column_scale, const Compute<T>* row_max,
-                   const Compute<T>* row_share, Compute<T>* sum) {
-  using A = Compute<T>;
-  if (!row_max) {
-    sum_columns(x, rows, columns, column_begin, column_end, sum,
-                [&](const Vector<A>& v, int64_t row, int64_t, int64_t) { return v * broadcast(row_weight[row]); });
-    return;
-  }
-  sum_columns(x, rows, columns, column_begin, column_end, sum,
-              [&](const Vector<A>& v, int64_t row, int64_t j, int64_t count) {
-                const Vector<A> weight = broadcast(row_weight[row]);
-                const Vector<A> shared = broadcast(row_weight[row] + row_share[row]);
-                const Vector<A> scale = load_some(column_scale + j, count);
-                return v * select(v * scale, broadcast(row_max[row]), Equal(), shared, weight);
-              });
 }
 
 }  // namespace cbam_fused::CBAM_CPU_CAPABILITY

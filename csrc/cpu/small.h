@@ -123,15 +123,15 @@ inline __attribute__((always_inline)) void add_tap(Vector<A> (&sums)[kRows], int
   }
 }
 
-// out [H, W]; the padded maps may be read up to one vector beyond their end.
+// Rows [row_begin, row_end) of out [H, W]; the padded maps may be read up to one vector beyond their end.
 template <class A>
-void convolve(const A* padded, int64_t maps, int64_t height, int64_t width, int64_t k, const A* weight, A bias,
-              A* out) {
+void convolve(const A* padded, int64_t maps, int64_t height, int64_t width, int64_t k, int64_t row_begin,
+              int64_t row_end, const A* weight, A bias, A* out) {
   constexpr int64_t kLanes = Vector<A>::kLanes;
   constexpr int kRows = 4;
   const int64_t pitch = width + k - 1, map_size = (height + k - 1) * pitch;
-  for (int64_t y = 0; y < height; y += kRows) {
-    const int64_t rows = height - y < kRows ? height - y : kRows;
+  for (int64_t y = row_begin; y < row_end; y += kRows) {
+    const int64_t rows = row_end - y < kRows ? row_end - y : kRows;
     for (int64_t column = 0; column < width; column += kLanes) {
       Vector<A> sums[kRows];
       for (auto& sum : sums) sum = broadcast(bias);
