@@ -48,6 +48,8 @@ def _kernels() -> _Kernels:
 
 @functools.cache
 def _too_old(device: torch.device) -> str:
+    if not torch.cuda.is_available():
+        return "there is no GPU"
     capability = torch.cuda.get_device_capability(device)
     if torch.version.hip is not None or capability >= OLDEST_CAPABILITY:
         return ""

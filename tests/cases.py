@@ -155,7 +155,10 @@ class Case:
         small ones.
         """
         n, c, height, width = self.shape
-        return max(4, min(16 if INTERPRETED else 64, 150_000 // max(1, n * c * height * width)))
+        return max(
+            4,
+            min(selection.DRAWS if INTERPRETED else 64, 150_000 // max(1, n * c * height * width)),
+        )
 
     def gates(self, dtype: torch.dtype, layout: str) -> list[Gate]:
         return [self.gate(dtype, layout, draw) for draw in range(self.draws)]

@@ -5,8 +5,9 @@
 x [N, C, H, W] any float; small tensors in the compute dtype, ties int32.
 Traffic: x twice (`pool_pixels`, `gate_pool_channels`); `logits_kernel` reads the pooled maps only.
 
-Three launches. `logits_kernel`: one program per sample and tile of pixels. With batch statistics
-the last program to finish combines those of all tiles, and updates the running ones.
+Three launches; for small samples two, `sample` in place of the first two, and x once.
+`logits_kernel`: one program per sample and tile of pixels. With batch statistics the last program
+to finish combines those of all tiles, and updates the running ones.
 """
 
 import torch
@@ -14,12 +15,13 @@ import triton
 import triton.language as tl
 
 from cbam_fused.reference_gates import compute_dtype
-from cbam_fused.triton_kernels.configurations import configuration
+from cbam_fused.triton_kernels.configurations import configuration, whole_sample
 from cbam_fused.triton_kernels.gate_pool_channels import gate_pool_channels
 from cbam_fused.triton_kernels.geometry import Geometry, geometry
 from cbam_fused.triton_kernels.launch import aligned, launch
 from cbam_fused.triton_kernels.pool_pixels import Pool, pool_pixels
 from cbam_fused.triton_kernels.primitives import convolve, divide, is_last
+from cbam_fused.triton_kernels.sample import attend_sample
 
 
 @triton.jit
@@ -50,7 +52,11 @@ def _move_towards(running_ptr, value, momentum):
     """Moves a running statistic, of any float type, towards that of the batch."""
     if running_ptr is not None:
         moved = tl.load(running_ptr).to(tl.float64) * (1.0 - momentum) + value * momentum
-        tl.store(running_ptr, moved.to(running_ptr.dtype.element_ty))
+        if running_ptr.dtype.element_ty == tl.float64:
+            tl.store(running_ptr, moved)
+        else:
+            single = moved.to(tl.float32)  # no processor rounds float64 to 16 bits
+            tl.store(running_ptr, single.to(running_ptr.dtype.element_ty))
 
 
 @triton.jit
@@ -265,20 +271,21 @@ def cbam_attend(
     spatial = conv_weight is not None
     statistics = spatial and batch_statistics
     ticket = x.new_empty([1], dtype=torch.int32) if statistics else None
-    pooled_pixels = pool_pixels(x, mlp_weight1, mlp_weight2, pools, ties, ticket)
-    gated = gate_pool_channels(
-        x,
-        pooled_pixels.partial_products,
-        mlp_bias1,
-        mlp_weight2,
-        mlp_bias2,
-        pools,
-        maximum_map(maps),
-        ties,
-        hidden_layer=mlp_weight1 is not None,
-        spatial=spatial,
-        keep_hidden=True,
-    )
+    mlp = (mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2)
+    plan = whole_sample(shape, mlp_weight2.numel())
+    if plan is not None:
+        descriptors, pixel_ties, gated = attend_sample(
+            *(plan, x, mlp, pools, maximum_map(maps), ties, ticket), spatial=spatial
+        )
+    else:
+        pooled_pixels = pool_pixels(x, mlp_weight1, mlp_weight2, pools, ties, ticket)
+        descriptors, pixel_ties = pooled_pixels.descriptors, pooled_pixels.pixel_ties
+        gated = gate_pool_channels(
+            *(x, pooled_pixels.partial_products, *mlp[1:], pools, maximum_map(maps), ties),
+            hidden_layer=mlp_weight1 is not None,
+            spatial=spatial,
+            keep_hidden=True,
+        )
     if spatial:
         results = spatial_logits(
             shape,
@@ -297,8 +304,8 @@ def cbam_attend(
         results = (empty[0], gated.channel_ties, *empty[1:])
     return (
         gated.channel_gate,
-        pooled_pixels.descriptors,
+        descriptors,
         gated.hidden,
-        pooled_pixels.pixel_ties,
+        pixel_ties,
         *results,
     )

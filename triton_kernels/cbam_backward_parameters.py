@@ -55,7 +55,7 @@ def gate_backward_kernel(
 ):
     # dg is computed again for every block of columns, and stored by the first.
     column_blocks = tl.cdiv(width, BLOCK_R)
-    column = tl.program_id(0) % column_blocks * BLOCK_R + tl.arange(0, BLOCK_R)[None, :]
+    column = tl.program_id(0) % column_blocks * BLOCK_R + tl.arange(0, BLOCK_R)
     sample = tl.program_id(0) // column_blocks * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
     sample = sample.to(tl.int64)
     total = tl.zeros([BLOCK_N, BLOCK_R], COMPUTE)
@@ -70,12 +70,16 @@ def gate_backward_kernel(
         grad *= gate * (1.0 - gate)
         if tl.program_id(0) % column_blocks == 0:
             tl.store(gate_logits_grad_ptr + sample * c + channel, grad, mask=live)
-        row = start + tl.arange(0, BLOCK_C)[:, None]
-        weight_live = (row < c) & (column < width)
-        weight = tl.load(mlp_weight2_ptr + row * width + column, mask=weight_live, other=0.0)
-        total += tl.sum(grad[:, :, None] * weight.to(COMPUTE)[None, :, :], axis=1)
-    live = (sample < n) & (column < width)
-    tl.store(total_grad_ptr + sample * width + column, total, mask=live)
+        source = mlp_weight2_ptr + channel * width + column[:, None]
+        weight_live = (channel < c) & (column[:, None] < width)
+        weight = tl.load(source, mask=weight_live, other=0.0).to(COMPUTE)
+        # A few long sums that every gradient of the first layer is made of: what the products lose
+        # to rounding is added, too.
+        first, second = tl.broadcast(grad[:, None, :], weight[None, :, :])
+        product = first * second
+        total += tl.sum(product, axis=2) + tl.sum(tl.fma(first, second, -product), axis=2)
+    live = (sample < n) & (column[None, :] < width)
+    tl.store(total_grad_ptr + sample * width + column[None, :], total, mask=live)
 
 
 @triton.jit

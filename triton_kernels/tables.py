@@ -160,7 +160,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
             _plane(64),
             Configuration(4, 32, 64, num_stages=3),
             "the whole plane at once",
-            (64, 8, 8, "float32", "NCHW"),
+            (256, 7, 7, "float32", "NCHW"),
         ),
         Row(
             lambda shape: not shape.channels_last,

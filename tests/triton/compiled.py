@@ -141,6 +141,17 @@ def machine_code(compiled) -> str:
     return _run_tool("nvdisasm", cubin=compiled.asm["cubin"])
 
 
+_REDUCTION = re.compile(r'"tt\.reduce"\(.*?\}\) : \(([^)]*)\) ->', re.DOTALL)
+
+
+def sums(compiled) -> list[str]:
+    """The tensors of floats that are added up, in order, with how threads hold their elements."""
+    code = compiled.asm["ttgir"]
+    layouts = dict(re.findall(r"^(#\w+) = (#ttg.*)$", code, re.MULTILINE))
+    types = [re.sub(r"#\w+\b(?!\.)", lambda m: layouts[m[0]], t) for t in _REDUCTION.findall(code)]
+    return [t for t in types if re.search(r"xf(32|64),", t)]
+
+
 # In PTX: `ld.global.L1::evict_first.v4.b32 {...}, [ %rd4 + 16 ];`, and for asynchronous copies
 # `cp.async.cg.shared.global [ %r5 + 0 ], [ %rd7 + 0 ], 0x10, 0x10;`.
 _ACCESS = re.compile(r"\b(ld|st)\.(?:volatile\.)?global([\w.:]*)\s[^\[]*\[\s*(%rd\d+)")

@@ -88,6 +88,13 @@ def test_without_a_gpu(monkeypatch):
         pass
 
 
+def test_without_a_gpu_its_tensors_are_for_the_reference(monkeypatch, forget_kernels):
+    """Fake tensors may be on a GPU that is not there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    backend, reason = backends.choose(GPU)
+    assert (backend.name, reason) == ("reference", "triton is not usable: there is no GPU")
+
+
 def test_on_a_gpu_triton_is_chosen(pretended_gpu):
     pretended_gpu(8, 0)
     backend, reason = backends.choose(GPU)

@@ -11,7 +11,7 @@ import torch
 
 from cbam_fused import triton_kernels
 from cbam_fused.triton_kernels.configurations import TABLES
-from tests.cases import CASES, Case
+from tests.cases import BY_NAME, Case
 from tests.fingerprint import everything
 from tests.triton.compiled import (
     CAPABILITIES,
@@ -22,6 +22,7 @@ from tests.triton.compiled import (
     on_meta,
     recorded,
     resources,
+    sums,
 )
 
 # What one program may take of a multiprocessor's shared memory, by the smallest one of the
@@ -55,28 +56,26 @@ class Run:
 
 
 SHAPE = (64, 14, 14)
-STAGES = ((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))  # of ResNet-50
+SAMPLE = (128, 7, 7)  # fits one program
 ROWS = {f"{k}-{i}": row for k, table in TABLES.items() for i, row in enumerate(table)}
 
-# ResNet-50's stages, and the options of every case at one size.
+# The options that kernels are compiled for, each at one size.
+OPTIONS = (
+    "frozen", "no_norm", "conv_bias", "no_spatial_relu", "max", "lp", "all_pools", "single_layer",
+    "light_even", "mlp_half", "residual_relu6", "relu_ties_even",
+)  # fmt: skip
+VARIANTS = ((torch.bfloat16, "nchw"), (torch.float32, "channels_last"))
 RUNS = [
-    Run(case, shape, dtype, layout)
-    for shape in STAGES
-    for case in (TRAINING, INFERENCE)
-    for dtype in (torch.bfloat16, torch.float32)
-    for layout in LAYOUTS.values()
-] + [
-    Run(case, SHAPE, dtype, layout)
-    for case in (*CASES, TRAINING)
-    for dtype, layout in (
-        ((torch.float64, "nchw"), (torch.float16, "channels_last"))
-        if case is TRAINING
-        else ((torch.bfloat16, "nchw"), (torch.float32, "channels_last"))
-    )
+    *(Run(BY_NAME[name], SHAPE, *VARIANTS[i % 2]) for i, name in enumerate(OPTIONS)),
+    *(Run(BY_NAME[name], SAMPLE, *VARIANTS[i % 2]) for i, name in enumerate(OPTIONS[-6:])),
+    Run(TRAINING, SHAPE, torch.float64, "nchw"),
+    Run(TRAINING, SHAPE, torch.float16, "channels_last"),
+    Run(INFERENCE, SAMPLE, torch.float64, "nchw"),
 ]
 
 # These always, the rest where all are asked for.
 CHOSEN = (
+    Run(INFERENCE, SAMPLE, torch.float32, "nchw"),
     Run(TRAINING, (256, 56, 56), torch.bfloat16, "channels_last"),
     Run(INFERENCE, (1024, 14, 14), torch.float32, "nchw"),
 )
@@ -136,17 +135,33 @@ def test_every_row_for_every_architecture(row, capability):
     check(*row_launches(ROWS[row])[0], capability)
 
 
-@pytest.mark.parametrize("run", exhaustive(RUNS, CHOSEN), ids=str)
+@pytest.mark.parametrize("run", exhaustive((*CHOSEN, *RUNS), CHOSEN), ids=str)
 def test_every_kernel(run):
     """Each for one of the architectures."""
     for record in launches(run):
         check(run, record, CAPABILITIES[zlib.crc32(str(record).encode()) % len(CAPABILITIES)])
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values())
+@pytest.mark.parametrize("shape", [(64, 7, 7), (128, 8, 8), (512, 28, 28)], ids=str)
+def test_attend_and_inference_add_in_one_order(shape, layout):
+    """Their kernels are the same, with other arguments; the same sums over tensors that threads
+    hold in the same way are bitwise equal.
+    """
+    orders = {}
+    for record in launches(Run(INFERENCE, shape, torch.float32, layout)):
+        name = record.kernel.__name__
+        if name in ("sample_kernel", "pool_pixels_kernel", "gate_pool_channels_kernel"):
+            orders.setdefault(name, []).append(sums(compile_for(90, record)))
+    assert orders
+    for attend, inference in orders.values():
+        assert attend == inference != []
+
+
 def test_the_machine_code_accesses_memory_as_its_ptx_does():
     """That widths may be read from the PTX."""
     kinds = set()
-    for record in launches(CHOSEN[0]):
+    for record in launches(CHOSEN[1]):
         compiled = compile_for(90, record)
         expected = {
             {"ld": "LDG", "st": "STG"}[kind]
