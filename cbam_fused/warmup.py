@@ -217,10 +217,13 @@ def _tune_all(calls: list[_Call], timer: Timer) -> tuple[Choice, ...]:
     for call in calls:
         with torch.no_grad(), configurations.lookups() as asked:
             call()
-        for kernel, shape in dict.fromkeys(asked):
-            key = (kernel, shape._replace(n=0))
-            if key not in choices:
-                choices[key] = _tune(call, kernel, shape, timer)
+        device = call.arguments[0].device
+        current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+        with current:  # the timer's events are on it
+            for kernel, shape in dict.fromkeys(asked):
+                key = (kernel, shape._replace(n=0))
+                if key not in choices:
+                    choices[key] = _tune(call, kernel, shape, timer)
     return tuple(choices.values())
 
 
@@ -249,7 +252,7 @@ def _tune(call: _Call, kernel: str, shape: Any, timer: Timer) -> Choice:
 
 def candidates(kernel: str, shape: Any) -> tuple:
     """The configurations that are tried: that of the table first, its variations in warps and
-    stages, and the other rows.
+    stages, and the other rows that divide the sample alike where other kernels rely on it.
     """
     from cbam_fused.triton_kernels import configurations
 
@@ -258,7 +261,12 @@ def candidates(kernel: str, shape: Any) -> tuple:
     stages = (s for s in (table.num_stages - 1, table.num_stages + 1) if 1 <= s <= 5)
     varied = [dataclasses.replace(table, num_warps=w) for w in warps]
     varied += [dataclasses.replace(table, num_stages=s) for s in stages]
-    others = [row.configuration for row in configurations.TABLES[kernel]]
+    others = [
+        row.configuration
+        for row in configurations.TABLES[kernel]
+        if row.configuration.splits(shape) == table.splits(shape)
+        and (table.tiles(shape) > 1 or row.configuration.tiles(shape) == 1)
+    ]
     return tuple(dict.fromkeys([table, *varied, *others]))
 
 

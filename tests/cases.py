@@ -284,6 +284,8 @@ CASES = (
          data="nan", norm="frozen", residual="other", activation="relu"),
     Case("inf", "infinity in a maximum and in a mean", data="inf", norm="frozen"),
     Case("minus_inf", "negative infinity in a mean only", data="minus_inf", norm="frozen"),
+    Case("inf_odd", "infinities beside channels and hidden units that fill no power of two",
+         shape=(2, 37, 5, 5), hidden=3, data="inf", norm="frozen"),
     # 24 samples: a norm over a few values magnifies every rounding.
     Case("hw1", "plane smaller than a vector", (24, 16, 1, 1)),
     Case("hw1_even", "a plane is its own maximum", (3, 40, 1, 1), ties="even", norm="frozen"),

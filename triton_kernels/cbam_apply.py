@@ -15,6 +15,7 @@ from cbam_fused.triton_kernels.configurations import configuration
 from cbam_fused.triton_kernels.geometry import geometry
 from cbam_fused.triton_kernels.launch import aligned, aligned_like, launch
 from cbam_fused.triton_kernels.primitives import (
+    NORM,
     activate,
     aligned_shape,
     convolve,
@@ -27,7 +28,7 @@ from cbam_fused.triton_kernels.primitives import (
     do_not_specialize=["c", "h", "w", "tiles", "splits"],
     do_not_specialize_on_alignment=[
         *("conv_weight_ptr", "conv_bias_ptr"),
-        *("norm_weight_ptr", "norm_bias_ptr", "norm_mean_ptr", "norm_var_ptr"),
+        *NORM,
     ],
 )
 def apply_kernel(

@@ -10,6 +10,8 @@ Three launches; for small samples two, `sample` in place of the first two, and x
 to finish combines those of all tiles, and updates the running ones.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -208,6 +210,8 @@ def spatial_logits(
     """
     n, splits = shape.n, pooled.shape[1]
     plan = configuration("logits_kernel", shape)
+    if splits > 1 and plan.tiles(shape) > 1:  # a program convolves only what it has combined itself
+        plan = replace(plan, block_p=triton.next_power_of_2(shape.pixels))
     tiles, compute = plan.tiles(shape), pooled.dtype
     if splits > 1:
         all_pooled, all_ties = pooled, channel_ties

@@ -22,6 +22,7 @@ from cbam_fused.triton_kernels.geometry import geometry
 from cbam_fused.triton_kernels.launch import aligned, aligned_like, launch
 from cbam_fused.triton_kernels.pool_pixels import Pool
 from cbam_fused.triton_kernels.primitives import (
+    NORM,
     aligned_shape,
     divide,
     norm_backward,
@@ -33,7 +34,12 @@ from cbam_fused.triton_kernels.primitives import (
 _GATHERED_PER_THREAD = 8  # gradients of logits that a thread of maps_backward loads at a time
 
 
-@triton.jit(do_not_specialize=["n", "c", "h", "w", "tiles", "norm_count"])
+@triton.jit(
+    do_not_specialize=["n", "c", "h", "w", "tiles", "norm_count"],
+    do_not_specialize_on_alignment=[
+        *("norm_weight_ptr", "norm_mean_ptr", "norm_var_ptr", "conv_weight_ptr"),
+    ],
+)
 def maps_backward_kernel(
     x_ptr,  # [N, C, HW], or [N, HW, C] if CHANNELS_LAST
     channel_gate_ptr,  # [N, C]
@@ -165,7 +171,7 @@ def maps_backward_kernel(
         tl.store(tile_sums_ptr + (n * tiles + tile) * c + channel, sums, mask=live_channel)
 
 
-@triton.jit(do_not_specialize=["c", "pixels", "tiles"])
+@triton.jit(do_not_specialize=["c", "pixels", "tiles"], do_not_specialize_on_alignment=NORM)
 def input_gradient_kernel(
     grad_ptr,  # [N, C, HW], or [N, HW, C] if CHANNELS_LAST; as x and x_grad
     x_ptr,  # None where no term needs it

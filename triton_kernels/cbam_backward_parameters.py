@@ -77,7 +77,9 @@ def gate_backward_kernel(
         # to rounding is added, too.
         first, second = tl.broadcast(grad[:, None, :], weight[None, :, :])
         product = first * second
-        total += tl.sum(product, axis=2) + tl.sum(tl.fma(first, second, -product), axis=2)
+        lost = tl.fma(first, second, -product)
+        lost = tl.where(lost == lost, lost, 0.0)  # of an infinite product
+        total += tl.sum(product, axis=2) + tl.sum(lost, axis=2)
     live = (sample < n) & (column[None, :] < width)
     tl.store(total_grad_ptr + sample * width + column[None, :], total, mask=live)
 

@@ -18,6 +18,7 @@ from cbam_fused.triton_kernels.configurations import configuration
 from cbam_fused.triton_kernels.geometry import geometry
 from cbam_fused.triton_kernels.launch import aligned, aligned_like, launch
 from cbam_fused.triton_kernels.primitives import (
+    NORM,
     aligned_shape,
     is_last,
     normalise,
@@ -27,7 +28,7 @@ from cbam_fused.triton_kernels.primitives import (
 )
 
 
-@triton.jit(do_not_specialize=["c", "pixels", "tiles"])
+@triton.jit(do_not_specialize=["c", "pixels", "tiles"], do_not_specialize_on_alignment=NORM)
 def reduce_products_kernel(
     grad_ptr,  # [N, C, HW], or [N, HW, C] if CHANNELS_LAST; as x, y and masked_grad
     x_ptr,
@@ -103,7 +104,8 @@ def reduce_products_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["n", "c", "pixels", "tiles", "splits", "channel_programs", "pixel_programs"]
+    do_not_specialize=["n", "c", "pixels", "tiles", "splits", "channel_programs", "pixel_programs"],
+    do_not_specialize_on_alignment=NORM,
 )
 def finish_reduce_kernel(
     tile_sums_ptr,  # [N, tiles, C]

@@ -7,6 +7,10 @@ Values are cast to COMPUTE, float32 or float64, right after they are loaded. Til
 import triton
 import triton.language as tl
 
+# Arguments of a kernel that are parameters: their addresses may be any, and no kernel is compiled
+# for those that are a multiple of 16.
+NORM = ["norm_weight_ptr", "norm_bias_ptr", "norm_mean_ptr", "norm_var_ptr"]
+
 
 @triton.jit
 def multiple(value, DIVISOR: tl.constexpr):
@@ -58,7 +62,8 @@ def square_root(value):
 
 @triton.jit
 def sigmoid(value):
-    return 1.0 / (1.0 + tl.exp(-value))
+    exponential = 1.0 + tl.exp(-value)
+    return divide(tl.full(value.shape, 1.0, value.dtype), exponential)
 
 
 # Maxima. NaN is the largest value, as in PyTorch, and the first NaN the first maximum. TIES says
@@ -136,7 +141,7 @@ def sum_partials(first_ptr, live, partials, stride, BLOCK: tl.constexpr, COMPUTE
     total = tl.zeros([SAMPLES, BLOCK, ELEMENTS], COMPUTE)
     for start in tl.range(0, partials, BLOCK):
         partial = (start + tl.arange(0, BLOCK))[None, :, None]
-        source = first_ptr[:, None, :] + partial * stride
+        source = first_ptr[:, None, :] + partial.to(tl.int64) * stride
         total += tl.load(source, mask=live[:, None, :] & (partial < partials), other=0.0)
     return tl.sum(total, axis=1)
 

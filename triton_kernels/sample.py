@@ -18,6 +18,7 @@ from cbam_fused.triton_kernels.geometry import geometry
 from cbam_fused.triton_kernels.launch import aligned_like, launch, rows_per_step
 from cbam_fused.triton_kernels.pool_pixels import Pool
 from cbam_fused.triton_kernels.primitives import (
+    NORM,
     activate,
     aligned_shape,
     convolve,
@@ -35,6 +36,7 @@ def _hidden_units(descriptor, weight, bias, hidden_ptr, unit, live, reduced, BRA
     """relu(W1 d + b1) for some rows of W1 [units, channels]; kept if there is a ``hidden_ptr``."""
     units = tl.sum(weight * descriptor[None, :], axis=1) + bias
     units = tl.where(units <= 0.0, 0.0, units)
+    units = tl.where(live, units, 0.0)  # an infinite descriptor times no weight is NaN
     if hidden_ptr is not None:
         tl.store(hidden_ptr + BRANCH * reduced + unit, units, mask=live)
     return units
@@ -45,7 +47,7 @@ def _hidden_units(descriptor, weight, bias, hidden_ptr, unit, live, reduced, BRA
     do_not_specialize_on_alignment=[
         *("weight1_ptr", "bias1_ptr", "weight2_ptr", "bias2_ptr"),
         *("conv_weight_ptr", "conv_bias_ptr"),
-        *("norm_weight_ptr", "norm_bias_ptr", "norm_mean_ptr", "norm_var_ptr"),
+        *NORM,
     ],
 )
 def sample_kernel(
@@ -186,7 +188,7 @@ def sample_kernel(
         BRANCHES: tl.constexpr = 1 if LIGHT else POOLS
         bias = tl.load(bias2_ptr + channel, mask=live_channel, other=0.0).to(COMPUTE)
         logits += BRANCHES * bias
-    gate = sigmoid(logits)
+    gate = tl.where(live_channel, sigmoid(logits), 0.0)
     if channel_gate_ptr is not None:
         tl.store(channel_gate_ptr + sample * c + channel, gate, mask=live_channel)
     value = value * gate[:, None]

@@ -20,7 +20,7 @@ _NAMES = (
     "plain", "no_bias", "conv_bias_norm", "no_spatial_relu", "k_over_map", "max", "lse_large",
     "lp_zeros", "single_layer", "light", "light_even", "mlp_half", "residual_relu6",
     "residual_relu", "residual_x", "relu_ties", "relu_ties_even", "all_equal_even", "negative",
-    "nan", "nan_even", "inf", "hw1_even", "odd", "prime", "c1", "row", "n0", "n1",
+    "nan", "nan_even", "inf", "inf_odd", "hw1_even", "odd", "prime", "c1", "row", "n0", "n1",
 )  # fmt: skip
 _MORE_VARIANTS = (
     ("prime", torch.float64, "channels_last"),
