@@ -17,8 +17,8 @@ import triton
 from cbam_fused.triton_kernels.geometry import Geometry
 from cbam_fused.triton_kernels.tables import TABLES, Configuration
 
-_SAMPLE_WORDS = 8192  # of 4 bytes; 16384 spill registers
-_SAMPLE_WEIGHTS = 16384  # 64 KB, which each program loads
+_SAMPLE_WORDS = 4096  # of 4 bytes; with 8192 a C x C layer spills registers
+_SAMPLE_WEIGHTS = 8192  # 32 KB, which each program loads
 
 
 def whole_sample(shape: Geometry, weights: int) -> Configuration | None:

@@ -102,7 +102,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
         ),
         Row(
             _plane(64),
-            Configuration(4, 32, 64),
+            Configuration(8, 32, 64),
             "the whole plane at once",
             (512, 7, 7, "float32", "NCHW"),
         ),
@@ -158,7 +158,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
         ),
         Row(
             _plane(64),
-            Configuration(4, 32, 64, num_stages=3),
+            Configuration(8, 32, 64, num_stages=3),
             "the whole plane at once",
             (256, 7, 7, "float32", "NCHW"),
         ),
@@ -182,6 +182,12 @@ TABLES: dict[str, tuple[Row, ...]] = {
         ),
     ),
     "logits_kernel": (
+        Row(
+            _double,
+            Configuration(4, 1, 128),
+            _DOUBLE,
+            (64, 20, 20, "float64", "NCHW"),
+        ),
         Row(
             _plane(64),
             Configuration(2, 1, 64),
@@ -354,6 +360,12 @@ TABLES: dict[str, tuple[Row, ...]] = {
     ),
     "gate_backward_kernel": (
         Row(
+            _double,
+            Configuration(8, 128, 1),
+            _DOUBLE,
+            (64, 14, 14, "float64", "NCHW"),
+        ),
+        Row(
             lambda shape: shape.c > 256,
             Configuration(8, 512, 1, block_n=2),
             "two samples share the MLP's weights",
@@ -401,7 +413,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
         ),
         Row(
             lambda shape: not shape.channels_last,
-            Configuration(8, 16, 256, split_c=16),
+            Configuration(4, 8, 256, split_c=8),
             "long rows, one tile per program: many loads in flight",
             (256, 56, 56, "bfloat16", "NCHW"),
         ),
