@@ -147,8 +147,9 @@ inline Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), code_of(dtype),
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  const auto status = aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), code_of(dtype),
+                                               aoti_torch_device_type_cpu(), 0, &handle);
+  STD_TORCH_CHECK(status == AOTI_TORCH_SUCCESS, "cbam: a tensor could not be allocated");
   return Tensor(handle);
 }
 template <class A>
