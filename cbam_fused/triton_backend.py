@@ -41,8 +41,10 @@ def _kernels() -> _Kernels:
         return _Kernels(
             None, unusable=f"it needs Triton {needed} or later; this is {triton.__version__}"
         )
-    from cbam_fused import triton_kernels
-
+    try:
+        from cbam_fused import triton_kernels
+    except ImportError as error:  # a checkout that is not installed has them beside the package
+        return _Kernels(None, unusable=f"the kernels cannot be imported: {error}")
     return _Kernels(triton_kernels, triton.knobs.runtime.interpret)
 
 
