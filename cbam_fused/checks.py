@@ -151,6 +151,12 @@ def batch(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None) ->
         _fail(ValueError, "x", "more than one pixel in the batch for batch_statistics", x)
 
 
+def mlp_as_is(x: Tensor, mlp: tuple[Tensor | None, ...]) -> bool:
+    """Whether the operations take the MLP's tensors as they are: in one dtype, compute or x's."""
+    dtypes = {p.dtype for p in mlp if p is not None}
+    return len(dtypes) == 1 and dtypes <= {compute_dtype(x.dtype), x.dtype}
+
+
 def cbam(
     x: Tensor,
     mlp_weight1: Tensor | None,
@@ -230,9 +236,6 @@ def cbam(
     compute = compute_dtype(x.dtype)
     mlp = (mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2)
     others = (conv_weight, conv_bias, norm_weight, norm_bias, running_mean, running_var)
-    mlp_as_is = mlp_weight2.dtype in (compute, x.dtype) and all(
-        p is None or p.dtype == mlp_weight2.dtype for p in mlp
-    )
-    as_is = mlp_as_is and all(p is None or p.dtype == compute for p in others)
+    as_is = mlp_as_is(x, mlp) and all(p is None or p.dtype == compute for p in others)
     device = x.device.type
     return Checked(pool, as_is, device if torch.amp.is_autocast_available(device) else None)

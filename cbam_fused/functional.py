@@ -99,8 +99,7 @@ def cbam(
 
     if not as_is:
         compute = compute_dtype(x.dtype)
-        dtypes = {p.dtype for p in mlp if p is not None}
-        if len(dtypes) > 1 or not dtypes <= {compute, x.dtype}:
+        if not checks.mlp_as_is(x, mlp):
             mlp = tuple(cast(p, compute) for p in mlp)
         conv = tuple(cast(p, compute) for p in conv)
         affine = tuple(cast(p, compute) for p in affine)

@@ -182,7 +182,8 @@ constexpr int64_t kTileColumns = 2048;
 // The sums of a tile's columns, one vector of each group of rows at a time. Groups are added pairwise, pairs of pairs
 // likewise, up to kTreeGroups, before they are added to the total: no chain of additions is long enough to lose
 // precision.
-template <class A, int kLevels = 6>
+constexpr int kTreeLevels = 6;
+template <class A, int kLevels = kTreeLevels>
 class ColumnSums {
  public:
   ColumnSums(A* total, int64_t tile, int64_t tile_end) : total_(total), tile_(tile), tile_end_(tile_end) {}
@@ -303,8 +304,9 @@ void reduce_columns(const T* x, int64_t rows, int64_t columns, int64_t column_be
   }
 }
 
-// A leaf is a subtree of ColumnSums: its groups are three levels of the tree.
-static_assert(kColumnLeafRows == kGroupRows << 3);
+// A leaf is a subtree of ColumnSums, this many levels of it: merging leaves does the levels above.
+constexpr int kLeafLevels = 3;
+static_assert(kColumnLeafRows == kGroupRows << kLeafLevels);
 
 template <class A, Ties ties>
 void merge_leaves(const A* sums, const A* maxima, const int32_t* leaf_ties, int64_t rows, int64_t columns,
@@ -313,7 +315,7 @@ void merge_leaves(const A* sums, const A* maxima, const int32_t* leaf_ties, int6
   const int64_t leaves = (rows + kColumnLeafRows - 1) / kColumnLeafRows;
   for (int64_t tile = column_begin; tile < column_end; tile += kTileColumns) {
     const int64_t tile_end = tile + kTileColumns < column_end ? tile + kTileColumns : column_end;
-    ColumnSums<A, 6 - 3> totals(sum, tile, tile_end);
+    ColumnSums<A, kTreeLevels - kLeafLevels> totals(sum, tile, tile_end);
     for (int64_t leaf = 0; leaf < leaves; ++leaf) {
       const int64_t last_row = rows - leaf * kColumnLeafRows;
       const auto first_row = broadcast(Index<A>(last_row > kColumnLeafRows ? last_row - kColumnLeafRows : 0));
