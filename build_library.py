@@ -1,12 +1,13 @@
 """Builds `cbam_fused/lib/libcbam_fused.so` with ninja, and writes `build.json` beside it: how.
 
 `setup.py` holds the list of sources; this file turns it into setuptools commands. The library uses
-the stable ABI of libtorch and no Python headers, so one file serves every Python and every PyTorch
-from 2.11 on.
+the stable ABI of libtorch, of which it needs the CPU part only, and no Python headers: one file
+serves every Python and every PyTorch from 2.11 on. CUDA sources are compiled where there is an nvcc
+(`build_cuda.py`), GPU or not.
 
 Environment: CXX (default g++), MAX_JOBS, SOURCE_DATE_EPOCH; CBAM_FUSED_CPP=0 builds the package
 without the library. Where it cannot be built (no compiler, no PyTorch, not Linux) the package is
-built without it too, and the record says why.
+built without it too, and the record says why; so it does of the CUDA part.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +29,8 @@ from typing import ClassVar
 from setuptools import Command
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
+
+from build_cuda import CudaToolchain, NoCudaError
 
 ROOT = Path(__file__).resolve().parent
 OBJECTS = Path(
@@ -50,6 +54,21 @@ class Source:
         name = Path(self.path).with_suffix("")
         return str(OBJECTS / (f"{name}.{self.variant}.o" if self.variant else f"{name}.o"))
 
+    @property
+    def is_cuda(self) -> bool:
+        return self.path.endswith(".cu")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Of every source: what all compilers know, and what only the C++ compiler does."""
+
+    common: tuple[str, ...]
+    host: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return shlex.join((*self.common, *self.host))
+
 
 class NotBuiltError(Exception):
     """The library cannot or shall not be built here; the message goes into the record."""
@@ -57,12 +76,14 @@ class NotBuiltError(Exception):
 
 @dataclass(frozen=True)
 class Toolchain:
-    """The compiler and the PyTorch that the library is built with."""
+    """The compilers and the PyTorch that the library is built with."""
 
     compiler: str
     compiler_version: str
     torch: Path
     torch_version: str
+    cuda: CudaToolchain | None
+    no_cuda: str  # why; empty where there is CUDA
 
     @classmethod
     def find(cls) -> "Toolchain":
@@ -91,44 +112,58 @@ class Toolchain:
         version = subprocess.run(
             [compiler, "--version"], capture_output=True, text=True, check=True
         )
-        return cls(compiler, version.stdout.splitlines()[0], torch, torch_version)
+        try:
+            cuda, no_cuda = CudaToolchain.find(), ""
+        except NoCudaError as reason:
+            cuda, no_cuda = None, str(reason)
+        return cls(compiler, version.stdout.splitlines()[0], torch, torch_version, cuda, no_cuda)
 
 
-def ninja_file(sources: list[Source], flags: tuple[str, ...], tools: Toolchain) -> str:
-    """The text of build.ninja: one rule to compile, one to link."""
+def words(arguments: Sequence[str]) -> str:
+    """The arguments as part of a command in build.ninja."""
+    return shlex.join(arguments).replace("$", "$$")
 
-    def words(arguments) -> str:
-        return shlex.join(arguments).replace("$", "$$")
 
-    include = tools.torch / "include"
-    compiler = [
-        tools.compiler,
-        *flags,
-        f"-ffile-prefix-map={include}=torch",
-        "-isystem",
-        str(include),
+def compile_rule(name: str, command: list[str]) -> list[str]:
+    return [
+        f"rule {name}",
+        f"  command = {words(command)} $flags -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $out",
     ]
+
+
+def ninja_file(sources: list[Source], flags: Flags, tools: Toolchain) -> str:
+    """The text of build.ninja: a rule to compile for each compiler, one to link."""
+    sources = [source for source in sources if tools.cuda or not source.is_cuda]
+    include = tools.torch / "include"
+    common = [*flags.common, "-isystem", str(include)]
+    host = (*flags.host, f"-ffile-prefix-map={include}=torch")
+    rules = compile_rule("compile", [tools.compiler, *common, *host])
+    if tools.cuda:
+        command = [*tools.cuda.command(tools.compiler, host), *common]
+        rules += compile_rule("compile_cuda", command)
     link_flags = [
         f"-L{tools.torch / 'lib'}",
         "-ltorch_cpu",
         "-Wl,--as-needed",
+        "-Wl,-s",  # symbols name temporary files of nvcc
         "-Wl,-z,defs",
         "-Wl,--exclude-libs,ALL",
+        *(tools.cuda.libraries if tools.cuda else ()),
     ]
     lines = [
         f"builddir = {OBJECTS}",
-        "rule compile",
-        f"  command = {words(compiler)} $flags -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = compile $out",
+        *rules,
         "rule link",
         f"  command = {words([tools.compiler])} -shared $in -o $out {words(link_flags)}",
         "  description = link $out",
     ]
     for source in sources:
+        rule = "compile_cuda" if source.is_cuda else "compile"
         lines += [
-            f"build {source.object}: compile {source.path}",
+            f"build {source.object}: {rule} {source.path}",
             f"  flags = {words(source.flags)}",
         ]
     lines += [
@@ -138,18 +173,20 @@ def ninja_file(sources: list[Source], flags: tuple[str, ...], tools: Toolchain) 
     return "\n".join(lines)
 
 
-def compile_library(sources: list[Source], flags: tuple[str, ...], tools: Toolchain) -> Path:
+def compile_library(sources: list[Source], flags: Flags, tools: Toolchain) -> Path:
     """Compile what has changed, link, and return the path of the library among the objects."""
     (ROOT / OBJECTS).mkdir(parents=True, exist_ok=True)
     text = ninja_file(sources, flags, tools)
     (ROOT / OBJECTS / "build.ninja").write_text(text)
-    command = [sys.executable, "-m", "ninja", "-f", str(OBJECTS / "build.ninja")]
-    if jobs := os.environ.get("MAX_JOBS"):
-        command += ["-j", jobs]
-    if subprocess.run(command, cwd=ROOT).returncode:
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    command = [sys.executable, "-m", "ninja", "-f", str(OBJECTS / "build.ninja"), "-j", str(jobs)]
+    environment = os.environ.copy()
+    if tools.cuda:
+        environment |= tools.cuda.environment(jobs // sum(source.is_cuda for source in sources))
+    if subprocess.run(command, cwd=ROOT, env=environment).returncode:
         raise SystemExit(
-            "cbam_fused: the C++ library did not build;"
-            " with CBAM_FUSED_CPP=0 the package installs without it"
+            "cbam_fused: the library did not build; with CBAM_FUSED_CUDA=0 the package installs"
+            " without its CUDA part, with CBAM_FUSED_CPP=0 without the library"
         )
     return ROOT / OBJECTS / LIBRARY
 
@@ -161,7 +198,7 @@ def schemas_digest() -> str:
 
 
 def build_record(
-    library: Path, flags: tuple[str, ...], capabilities: tuple[str, ...], tools: Toolchain
+    library: Path, flags: Flags, capabilities: tuple[str, ...], tools: Toolchain
 ) -> dict:
     content = library.read_bytes()
     seconds = float(os.environ.get("SOURCE_DATE_EPOCH", library.stat().st_mtime))
@@ -171,8 +208,10 @@ def build_record(
         "schemas": schemas_digest(),
         "compiler": tools.compiler_version,
         "torch": tools.torch_version,
-        "flags": shlex.join(flags),
+        "flags": str(flags),
         "capabilities": capabilities,
+        "cuda": tools.cuda.version if tools.cuda else f"none: {tools.no_cuda}",
+        "architectures": tools.cuda.architectures if tools.cuda else (),
         "date": datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -186,11 +225,11 @@ def replace(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def commands(sources: list[Source], flags: tuple[str, ...], capabilities: tuple[str, ...]) -> dict:
+def commands(sources: list[Source], flags: Flags, capabilities: tuple[str, ...]) -> dict:
     """The setuptools commands: `build_library`, `build` with it, a wheel tagged by its contents."""
 
     class BuildLibrary(Command):
-        description = "build the C++ library (compile and link what has changed)"
+        description = "build the library (compile and link what has changed)"
         user_options: ClassVar = [("inplace", "i", "put the library into the source tree")]
         boolean_options: ClassVar = ["inplace"]
         editable_mode = False
@@ -214,7 +253,7 @@ def commands(sources: list[Source], flags: tuple[str, ...], capabilities: tuple[
             except NotBuiltError as reason:
                 (folder / LIBRARY).unlink(missing_ok=True)
                 record = {"reason": str(reason)}
-                print(f"cbam_fused: built without the C++ library: {reason}")
+                print(f"cbam_fused: built without the library: {reason}")
             replace(folder / RECORD, json.dumps(record, indent=2).encode() + b"\n")
             self.built = "reason" not in record
 

@@ -10,21 +10,25 @@ from setuptools import find_packages, setup
 
 sys.path.insert(0, str(Path(__file__).parent))  # an isolated build leaves this folder off the path
 
-from build_library import Source, commands
+from build_library import Flags, Source, commands
 
 # No contraction of a * b + c: the result of an expression must not depend on where the compiler
 # sees it. Hidden visibility: the library exports nothing, it registers its operations when loaded.
-FLAGS = (
-    "-std=c++17",
-    "-O3",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-fvisibility-inlines-hidden",
-    "-ffp-contract=off",
-    "-Wall",
-    "-Wextra",
-    "-DTORCH_STABLE_ONLY",
-    "-DTORCH_TARGET_VERSION=0x020b000000000000",  # 2.11, the oldest PyTorch that loads the library
+FLAGS = Flags(
+    common=(
+        "-std=c++17",
+        "-O3",
+        "-DTORCH_STABLE_ONLY",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",  # 2.11, the oldest PyTorch that loads it
+    ),
+    host=(
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-fvisibility-inlines-hidden",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wextra",
+    ),
 )
 
 SCHEMA_SOURCES = ("csrc/library.cpp",)
@@ -53,8 +57,19 @@ CPU_CAPABILITIES = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mf16c", "-mfma"),
 }
 
-# The kernels take longest to compile: they come first.
+CUDA_SOURCES = (
+    "csrc/cuda/cbam_attend.cu",
+    "csrc/cuda/cbam_inference.cu",
+    "csrc/cuda/cbam_backward_input.cu",
+    "csrc/cuda/cbam_backward_reduce.cu",
+    "csrc/cuda/cbam_apply.cu",
+)
+# The namespace and the dispatch key that the operations are registered with.
+CUDA_FLAGS = ("-DCBAM_NAMESPACE=cbam_fused", "-DCBAM_DISPATCH_KEY=CUDA", "-Icsrc/cuda/device")
+
+# What takes longest to compile comes first.
 SOURCES = [
+    *(Source(path, CUDA_FLAGS) for path in CUDA_SOURCES),
     *(
         Source(path, (*CPU_KERNEL_FLAGS, *flags, f"-DCBAM_CPU_CAPABILITY={name}"), variant=name)
         for path in CPU_KERNEL_SOURCES

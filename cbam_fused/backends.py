@@ -1,9 +1,9 @@
 """The backends: objects with the five operations, and the choice between them.
 
-The choice is made per call and per device: on a GPU the Triton kernels, on a CPU the compiled
-library, where they can be used; else, and on every other device, the reference (pure PyTorch). It
-can be overridden with `use_backend` or the environment variable ``CBAM_FUSED_BACKEND``, and
-`choose` says why it chose.
+The choice is made per call and per device: on a GPU the compiled library's CUDA kernels, else the
+Triton kernels, on a CPU the compiled library, where they can be used; else, and on every other
+device, the reference (pure PyTorch). It can be overridden with `use_backend` or the environment
+variable ``CBAM_FUSED_BACKEND``, and `choose` says why it chose.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from cbam_fused import library, reference, triton_backend
+from cbam_fused import cuda_backend, library, reference, triton_backend
 
 
 class Backend(NamedTuple):
@@ -34,9 +34,15 @@ def _from(name: str, functions: Callable[[str], Callable]) -> Backend:
     return Backend(name, *(functions(operation) for operation in Backend._fields[1:]))
 
 
+def _compiled(operation: str) -> Callable:
+    """The library's operation, which has kernels for both kinds of device."""
+    return getattr(torch.ops.cbam_fused, operation).default
+
+
 _BACKENDS = {
+    "cuda": _from("cuda", _compiled),
     "triton": _from("triton", triton_backend.operation),
-    "cpu": _from("cpu", lambda name: getattr(torch.ops.cbam_fused, name).default),
+    "cpu": _from("cpu", _compiled),
     "reference": _from("reference", lambda name: getattr(reference, name)),
 }
 
@@ -47,6 +53,8 @@ _forced: str | None = os.environ.get("CBAM_FUSED_BACKEND") or None
 
 def _unusable(name: str, device: torch.device | None = None) -> str:
     """Why tensors on `device` (None: on any) are not for this backend; empty where they are."""
+    if name == "cuda":
+        return cuda_backend.unusable(device)
     if name == "triton":
         return triton_backend.unusable(device)
     if name == "cpu" and not library.loaded:
@@ -76,14 +84,23 @@ def available(device: torch.device | None = None) -> tuple[str, ...]:
 
 def status() -> list[tuple[str, bool, str]]:
     """(name, usable, reason) of every backend this package knows."""
-    places = {"triton": triton_backend.place(), "cpu": "", "reference": "pure PyTorch, any device"}
+    places = {
+        "cuda": "on a GPU",
+        "triton": triton_backend.place(),
+        "cpu": "",
+        "reference": "pure PyTorch, any device",
+    }
     rows = ((name, _unusable(name)) for name in NAMES)
     return [(name, not why, why or places[name]) for name, why in rows]
 
 
+# By type of device: the fused backends from the best on, and why each can be used.
 _AUTOMATIC = {
-    "cuda": ("triton", "Triton can be imported"),
-    "cpu": ("cpu", "the compiled library is loaded"),
+    "cuda": {
+        "cuda": "the compiled library has code for this GPU",
+        "triton": "Triton can be imported",
+    },
+    "cpu": {"cpu": "the compiled library is loaded"},
 }
 
 
@@ -91,13 +108,14 @@ def choose(device: torch.device) -> tuple[Backend, str]:
     """The backend for tensors on `device`, and the reason for the choice."""
     if _forced is not None:
         return get(_forced, device), "asked for by use_backend or CBAM_FUSED_BACKEND"
-    kind = device.type
-    if kind not in _AUTOMATIC:
-        return _BACKENDS["reference"], f"no fused backend for {kind}"
-    name, reason = _AUTOMATIC[kind]
-    if why := _unusable(name, device):
-        return _BACKENDS["reference"], f"{name} is not usable: {why}"
-    return _BACKENDS[name], reason
+    candidates = _AUTOMATIC.get(device.type, {})
+    passed_over = []
+    for name, reason in candidates.items():
+        why = _unusable(name, device)
+        if not why:
+            return _BACKENDS[name], "; ".join([reason, *passed_over])
+        passed_over.append(f"{name} is not usable: {why}")
+    return _BACKENDS["reference"], "; ".join(passed_over) or f"no fused backend for {device.type}"
 
 
 @contextlib.contextmanager

@@ -151,10 +151,15 @@ def batch(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None) ->
         _fail(ValueError, "x", "more than one pixel in the batch for batch_statistics", x)
 
 
+def dtypes_of(x: Tensor) -> set[torch.dtype]:
+    """Those of parameters that the operations take as they are: compute, or that of x."""
+    return {compute_dtype(x.dtype), x.dtype}
+
+
 def mlp_as_is(x: Tensor, mlp: tuple[Tensor | None, ...]) -> bool:
-    """Whether the operations take the MLP's tensors as they are: in one dtype, compute or x's."""
+    """Whether the operations take the MLP's tensors as they are, which share one dtype."""
     dtypes = {p.dtype for p in mlp if p is not None}
-    return len(dtypes) == 1 and dtypes <= {compute_dtype(x.dtype), x.dtype}
+    return len(dtypes) == 1 and dtypes <= dtypes_of(x)
 
 
 def cbam(
@@ -233,9 +238,8 @@ def cbam(
             ValueError, "norm_weight" if norm_weight is not None else "norm_bias", expected, given
         )
 
-    compute = compute_dtype(x.dtype)
     mlp = (mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2)
     others = (conv_weight, conv_bias, norm_weight, norm_bias, running_mean, running_var)
-    as_is = mlp_as_is(x, mlp) and all(p is None or p.dtype == compute for p in others)
+    as_is = mlp_as_is(x, mlp) and all(p is None or p.dtype in dtypes_of(x) for p in others)
     device = x.device.type
     return Checked(pool, as_is, device if torch.amp.is_autocast_available(device) else None)

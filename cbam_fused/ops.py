@@ -110,7 +110,7 @@ def _fake_backward_input(
         mlp_weight2.new_empty(reduced),
         mlp_weight2.new_empty(mlp_weight2.shape),
         mlp_weight2.new_empty([c]),
-        like(conv_weight, channel_gate),
+        channel_gate.new_empty([0] if conv_weight is None else conv_weight.shape),
         channel_gate.new_empty([0 if conv_weight is None else 1]),
     )
 

@@ -177,7 +177,8 @@ def cbam_backward_reduce(
     norm_grad = spatial_sums * gates.sigmoid_slope(spatial_gate.squeeze(1))
     if norm_mean is None:
         return masked_grad, channel_sums, norm_grad, product.new_empty([0])
-    normalised = (logits - norm_mean) * gates.inverse_std(norm_var, eps)
+    mean, var = (statistic.to(logits.dtype) for statistic in (norm_mean, norm_var))
+    normalised = (logits - mean) * gates.inverse_std(var, eps)
     norm_sums = torch.stack((norm_grad.sum(), (norm_grad * normalised).sum()))
     return masked_grad, channel_sums, norm_grad, norm_sums
 

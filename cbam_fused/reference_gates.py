@@ -206,7 +206,7 @@ def spatial_logits_backward(grad, pooled, weight, maps: str) -> tuple[Tensor, Te
     """The gradients of the pooled maps and of the convolution's weight and bias."""
     inputs = _average_pair(pooled) if maps == "light" else pooled
     grad, padding = grad.unsqueeze(1), weight.shape[-1] // 2
-    inputs_grad = functional.conv_transpose2d(grad, weight, padding=padding)
+    inputs_grad = functional.conv_transpose2d(grad, weight.to(grad.dtype), padding=padding)
     weight_grad = torch.nn.grad.conv2d_weight(inputs, weight.shape, grad, padding=padding)
     pooled_grad = _average_pair_backward(inputs_grad) if maps == "light" else inputs_grad
     return pooled_grad, weight_grad, grad.sum((0, 2, 3))
@@ -260,10 +260,10 @@ def normalise(values: Tensor, norm: tuple) -> Tensor:
 
 def norm_backward(grad: Tensor, grad_means: Tensor | None, logits: Tensor, norm: tuple) -> Tensor:
     """The gradient of z from that of norm(z), through the batch statistics given its means."""
-    weight, _, mean, var, eps = norm
+    weight, _, mean, var = (cast(part, grad.dtype) for part in norm[:4])
     if mean is None:
         return grad
-    scale = inverse_std(var, eps)
+    scale = inverse_std(var, norm[4])
     if grad_means is not None:
         grad = grad - grad_means[0] - (logits - mean) * scale * grad_means[1]
     return grad * (scale if weight is None else weight * scale)

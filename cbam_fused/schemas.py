@@ -16,10 +16,12 @@ mlp_bias1     [R]
 mlp_weight2   [C, R] or [C, R, 1, 1]        second layer ([C, C] where mlp_weight1 is absent)
 mlp_bias2     [C]                           the four MLP tensors share one dtype: compute, or that
                                             of x
-conv_weight   [1, M, k, k], compute, k odd  spatial gate; absent: channel gate only. M = 1 for
+conv_weight   [1, M, k, k], k odd           spatial gate; absent: channel gate only. M = 1 for
                                             maps="light"
-conv_bias     [1], compute
-norm_*        [1], compute                  weight and bias optional; norm_mean absent: no norm
+conv_bias     [1]
+norm_*        [1]                           weight and bias optional; norm_mean absent: no norm.
+                                            Each tensor of the convolution and the norm is in
+                                            compute or in the dtype of x
 residual      as x
 channel_gate  [N, C], compute               Mc = sigmoid(MLP)
 descriptors   [N, P, C], compute            what was pooled over H*W, in the order avg, max, lp, lse
@@ -81,8 +83,8 @@ SCHEMAS = {
     " -> (Tensor masked_grad, Tensor channel_sums, Tensor norm_grad, Tensor norm_sums)",
     # Second pass. grad is masked_grad where there is one. norm_sums [2] is given when the norm used
     # batch statistics, those of norm_count values (N H W), and absent when they were constants.
-    # Parameter gradients have the shape and dtype of their parameter ([0] for an absent layer);
-    # biases are always given.
+    # Parameter gradients have the shape of their parameter ([0] for an absent layer); the MLP's
+    # are in its dtype, the convolution's in compute. Biases are always given.
     "cbam_backward_input": "(Tensor grad, Tensor x, Tensor channel_gate, Tensor descriptors,"
     " Tensor hidden, Tensor pixel_ties, Tensor pooled, Tensor channel_ties, Tensor? logits,"
     " Tensor channel_sums, Tensor? norm_grad, Tensor? norm_sums, SymInt norm_count,"

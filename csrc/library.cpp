@@ -35,7 +35,7 @@ STABLE_TORCH_LIBRARY(cbam_fused, m) {
 
 namespace {
 
-std::string cpu_capability() { return cbam_fused::cpu_capability(); }
+std::string cpu_capability() { return cbam_fused::cpu::cpu_capability(); }
 
 }  // namespace
 

@@ -18,6 +18,7 @@ DIFFERENTIABLE = (
     "norm_bias",
     "residual",
 )
+PARAMETERS = (*DIFFERENTIABLE[1:-1], "running_mean", "running_var")
 
 
 def require_grad(gate, names=DIFFERENTIABLE):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cbam_fused.testing import Gate
-from tests.triton import selection
-from tests.usable import INTERPRETED
+from tests import selection
+from tests.usable import SLOW
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -135,6 +135,7 @@ class Case:
     hidden: int | None = 4
     mlp_bias: bool = True
     mlp_in_x_dtype: bool = False
+    spatial_in_x_dtype: bool = False
     mlp_4d: bool = False
     kernel_size: int | None = 7
     conv_bias: bool = False
@@ -157,7 +158,7 @@ class Case:
         n, c, height, width = self.shape
         return max(
             4,
-            min(selection.DRAWS if INTERPRETED else 64, 150_000 // max(1, n * c * height * width)),
+            min(selection.DRAWS if SLOW else 64, 150_000 // max(1, n * c * height * width)),
         )
 
     def gates(self, dtype: torch.dtype, layout: str) -> list[Gate]:
@@ -176,10 +177,11 @@ class Case:
         generator = torch.Generator().manual_seed(zlib.crc32(self.name.encode()) + draw)
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         mlp_dtype = dtype if self.mlp_in_x_dtype else compute
+        spatial_dtype = dtype if self.spatial_in_x_dtype else compute
         _n, c, _, _ = self.shape
         place_x, place_residual, place_grad = LAYOUTS[layout]
 
-        def parameter(*shape: int, fan_in: int = 1, dtype: torch.dtype = compute) -> Tensor:
+        def parameter(*shape: int, fan_in: int = 1, dtype: torch.dtype = spatial_dtype) -> Tensor:
             return (_normal(shape, generator) / fan_in**0.5).to(dtype)
 
         def activations(place: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
@@ -263,6 +265,10 @@ CASES = (
     Case("light_even", "the same with shared maxima", data="relu_ties", pool="light", maps="light",
          ties="even", norm="frozen"),
     Case("mlp_half", "MLP parameters in the dtype of x", mlp_in_x_dtype=True, hidden=8),
+    Case("half", "all parameters in the dtype of x (model.half())", mlp_in_x_dtype=True,
+         spatial_in_x_dtype=True, conv_bias=True),
+    Case("half_frozen", "the same with running statistics", mlp_in_x_dtype=True,
+         spatial_in_x_dtype=True, norm="frozen", residual="other", activation="relu"),
     Case("residual", "a sum without activation: grad itself is the residual's", residual="other"),
     Case("residual_relu", "the end of a residual block", residual="other", activation="relu"),
     Case("residual_relu6", "an activation closed at both ends", residual="other",
@@ -308,7 +314,7 @@ CASES = (
          ties="even", residual="other", activation="relu6"),
 )  # fmt: skip
 
-if INTERPRETED:
+if SLOW:
     CASES = selection.cases(CASES)
 
 BY_NAME = {case.name: case for case in CASES}
@@ -327,7 +333,7 @@ CORE_VARIANTS = tuple(
 RUNS = [(case, *variant) for case in CASES for variant in VARIANTS] + [
     (BY_NAME[name], *variant) for name in CORE for variant in CORE_VARIANTS
 ]
-if INTERPRETED:
+if SLOW:
     RUNS = selection.runs(BY_NAME)
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from cbam_fused import backends
-from tests.triton.selection import runs_in_the_interpreter
-from tests.usable import FUSED, INTERPRETED, USABLE
+from tests.selection import is_selected
+from tests.usable import FUSED, INTERPRETED, SIMT, SLOW, USABLE
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=80)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=5000)
-hypothesis.settings.register_profile("interpreted", derandomize=True, deadline=None, max_examples=4)
-hypothesis.settings.load_profile("interpreted" if INTERPRETED else "repeatable")
+hypothesis.settings.register_profile("slow", derandomize=True, deadline=None, max_examples=4)
+hypothesis.settings.load_profile("slow" if SLOW else "repeatable")
 
 
 def pytest_configure(config):
@@ -29,12 +29,22 @@ if INTERPRETED:
 
     prepare_once()
 
+if SIMT:
+    from tests.simt import harness
+
+    UNAVAILABLE = harness.unavailable()
+    if not UNAVAILABLE:
+        harness.stand_in()
+
 
 def pytest_collection_modifyitems(config, items):
-    if INTERPRETED:
-        deselected = [item for item in items if not runs_in_the_interpreter(item)]
-        items[:] = [item for item in items if runs_in_the_interpreter(item)]
-        config.hook.pytest_deselected(items=deselected)
+    if SLOW:
+        selected = {item for item in items if is_selected(item, "simt" if SIMT else "triton")}
+        config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+        items[:] = [item for item in items if item in selected]
+    if SIMT and UNAVAILABLE:
+        for item in items:
+            item.add_marker(pytest.mark.skip(reason=UNAVAILABLE))
 
 
 @pytest.fixture(params=USABLE)

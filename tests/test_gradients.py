@@ -35,10 +35,12 @@ def test_autograd_runs_the_operations(backend, run):
     expected = {name: results.get(name if name == "y" else f"{name} grad") for name in actual}
     if gate.conv_weight is not None:
         taps = gate.conv_weight.numel()
-        expected["conv_weight"] = results["conv grad"][:taps].reshape(gate.conv_weight.shape)
-        expected["conv_bias"] = results["conv grad"][taps:]
+        conv_grad = results["conv grad"].to(gate.conv_weight.dtype)
+        expected["conv_weight"] = conv_grad[:taps].reshape(gate.conv_weight.shape)
+        expected["conv_bias"] = conv_grad[taps:]
     if gate.norm_weight is not None:
-        expected["norm_bias"], expected["norm_weight"] = results["norm grad"].split(1)
+        norm_grad = results["norm grad"].to(gate.norm_weight.dtype)
+        expected["norm_bias"], expected["norm_weight"] = norm_grad.split(1)
     if gate.residual is gate.x:
         expected["x"] = expected["residual"] = results["x grad"] + results["residual grad"]
     for name, gradient in actual.items():

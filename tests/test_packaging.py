@@ -57,8 +57,8 @@ def test_triton_kernels_ships_inside_the_package_only(setup):
 
 
 def test_setup_lists_every_source(setup):
-    found = {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.cpp")}
-    assert set(setup["sources"]) == found
+    found = {p for kind in ("cpp", "cu") for p in ROOT.glob(f"csrc/**/*.{kind}")}
+    assert set(setup["sources"]) == {str(path.relative_to(ROOT)) for path in found}
 
 
 def test_version_is_written_once(setup):
@@ -87,7 +87,7 @@ def test_wheel_tag_depends_on_no_python(setup):
     ids=["switched_off", "no_compiler"],
 )
 def test_build_without_library_succeeds_and_records_why(tmp_path, environment, reason):
-    for name in ("setup.py", "build_library.py", "pyproject.toml"):
+    for name in ("setup.py", "build_library.py", "build_cuda.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("cbam_fused", "triton_kernels"):
         shutil.copytree(ROOT / name, tmp_path / name)

@@ -43,6 +43,7 @@ def cases(
         hidden=draw(st.sampled_from([1, 2, 5, 8, None])),
         mlp_bias=draw(st.booleans()),
         mlp_in_x_dtype=draw(st.booleans()),
+        spatial_in_x_dtype=draw(st.booleans()),
         mlp_4d=draw(st.booleans()),
         kernel_size=draw(st.sampled_from([None, 1, 3, 5, 7, 7, 7])),
         conv_bias=draw(st.booleans()),

@@ -41,6 +41,16 @@ def test_a_tensor_that_does_not_fit(operation, name):
             call(operation, **{name: other})
 
 
+@pytest.mark.parametrize(("operation", "name"), TENSORS, ids="-".join)
+def test_a_tensor_on_another_device(operation, name):
+    """The dispatcher calls the kernels for a GPU where any tensor is on one."""
+    values = fitting(operation) | {name: tensors(operation)[name].to("meta")}
+    op = getattr(torch.ops.cbam_fused, operation).default
+    kernels = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    with pytest.raises(RuntimeError, match=rf"{operation}: \w+ must be on the device of x"):
+        op.redispatch(kernels, *values.values())
+
+
 @pytest.mark.parametrize("operation", ["cbam_inference", "cbam_attend", "cbam_backward_input"])
 @pytest.mark.parametrize("pool", ["", "avg+bogus", "avg++max", "avg+avg", "max+avg"])
 def test_a_pool_that_is_none(operation, pool):

@@ -119,13 +119,13 @@ def maps_backward_kernel(
             norm_grad_ptr, logits_ptr, place, live,
             norm_weight_ptr, norm_mean_ptr, norm_var_ptr, eps, norm_sums_ptr, norm_count, COMPUTE,
         )  # fmt: skip
-        weight = tl.load(conv_weight_ptr + tap, mask=live_tap, other=0.0)
+        weight = tl.load(conv_weight_ptr + tap, mask=live_tap, other=0.0).to(COMPUTE)
         first_grad += tl.sum(logits_grad * weight[:, None], axis=0)
         if first_channel == 0:
             sums = tl.sum(logits_grad * first_map[None, :], axis=1)
             tl.store(partial_conv_ptr + tap, sums, mask=live_tap)
         if not LIGHT:
-            weight = tl.load(conv_weight_ptr + AREA + tap, mask=live_tap, other=0.0)
+            weight = tl.load(conv_weight_ptr + AREA + tap, mask=live_tap, other=0.0).to(COMPUTE)
             second_grad += tl.sum(logits_grad * weight[:, None], axis=0)
             if first_channel == 0:
                 sums = tl.sum(logits_grad * second_map[None, :], axis=1)

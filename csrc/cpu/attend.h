@@ -4,10 +4,10 @@
 
 #include <atomic>
 
-#include "checks.h"
+#include "../checks.h"
 #include "forward.h"
 
-namespace cbam_fused {
+namespace cbam_fused::cpu {
 
 // Where the maps of a sample go: `apart` is 1 for one place per sample, 0 to use the first place for all.
 template <class A>
@@ -99,7 +99,6 @@ auto with_attend(const Checks& checks, const Tensor& x, const OptionalTensor& ml
   checks.convolution(conv_weight, conv_bias, maps.count);
   return dispatch(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
-    using A = Compute<T>;
     return dispatch_weights<T>(mlp_weight2, [&](auto weight_element) {
       using W = decltype(weight_element);
       const Attend<T, W> attend{shape_of(x),
@@ -108,12 +107,12 @@ auto with_attend(const Checks& checks, const Tensor& x, const OptionalTensor& ml
                                 pool,
                                 maps,
                                 ties,
-                                values_of<A>(conv_weight),
-                                values_of<A>(conv_bias),
+                                parameter<T>(conv_weight),
+                                parameter<T>(conv_bias),
                                 conv_weight ? conv_weight->size(3) : 0};
       return f(attend);
     });
   });
 }
 
-}  // namespace cbam_fused
+}  // namespace cbam_fused::cpu

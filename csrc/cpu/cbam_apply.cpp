@@ -2,10 +2,10 @@
 // x, y, residual [N, C, H, W]; Mc [N, C]; logits [N, H, W] in the compute dtype.
 // x and residual are read once, y written once. Samples are walked from last to first, since cbam_attend, which comes
 // before, ended with the last.
-#include "checks.h"
+#include "../checks.h"
 #include "forward.h"
 
-namespace cbam_fused {
+namespace cbam_fused::cpu {
 
 Tensor cbam_apply(Tensor x_in, Tensor channel_gate, OptionalTensor logits, OptionalTensor norm_weight,
                   OptionalTensor norm_bias, OptionalTensor norm_mean, OptionalTensor norm_var, double eps,
@@ -24,7 +24,7 @@ Tensor cbam_apply(Tensor x_in, Tensor channel_gate, OptionalTensor logits, Optio
   dispatch(x.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using A = Compute<T>;
-    const Norm<A> norm(norm_weight, norm_bias, norm_mean, norm_var, eps);
+    const Norm<T> norm(norm_weight, norm_bias, norm_mean, norm_var, eps);
     const Activation<A> bounds = parse_activation<A>(activation);
     T* out = mutable_data<T>(y);
     for_samples(s.n, [&](int64_t begin, int64_t end, bool spread) {
@@ -44,4 +44,4 @@ Tensor cbam_apply(Tensor x_in, Tensor channel_gate, OptionalTensor logits, Optio
 
 STABLE_TORCH_LIBRARY_IMPL(cbam_fused, CPU, m) { m.impl("cbam_apply", TORCH_BOX(&cbam_apply)); }
 
-}  // namespace cbam_fused
+}  // namespace cbam_fused::cpu

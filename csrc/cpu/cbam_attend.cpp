@@ -3,7 +3,7 @@
 // [N, H, W] maps. The batch's statistics merge those of each sample (Chan et al., 1979) in the order of the samples.
 #include "attend.h"
 
-namespace cbam_fused {
+namespace cbam_fused::cpu {
 
 namespace {
 
@@ -58,23 +58,23 @@ AttendResult cbam_attend(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor
   checks.running("running_var", running_var);
   const Tensor x = dense(x_in);
   return with_attend(
-      checks, x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, conv_weight, conv_bias, Pool(pool), Maps(maps),
-      parse_ties(ties), [&](const auto& attend) -> AttendResult {
+      checks, x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, conv_weight, conv_bias, parse_pool(pool),
+      parse_maps(maps), parse_ties(ties), [&](const auto& attend) -> AttendResult {
         using T = typename std::decay_t<decltype(attend)>::Element;
         using A = Compute<T>;
         const Shape& s = attend.shape;
         const bool spatial = attend.kernel_size > 0;
         const auto if_spatial = [&](std::vector<int64_t> sizes) { return spatial ? sizes : std::vector<int64_t>{0}; };
-        Tensor gates = new_compute<A>({s.n, s.c});
-        Tensor descriptors = new_compute<A>({s.n, attend.pool.count(), s.c});
-        Tensor hidden = new_compute<A>({s.n, attend.pool.branches(), attend.mlp.reduced()});
+        Tensor gates = new_compute<A>({s.n, s.c}, x);
+        Tensor descriptors = new_compute<A>({s.n, attend.pool.count(), s.c}, x);
+        Tensor hidden = new_compute<A>({s.n, attend.pool.branches(), attend.mlp.reduced()}, x);
         Tensor pixel_ties =
-            empty(attend.pool.max ? std::vector<int64_t>{s.n, s.c} : std::vector<int64_t>{0}, ScalarType::Int);
-        Tensor pooled = new_compute<A>(if_spatial({s.n, 2, s.h, s.w}));
-        Tensor channel_ties = empty(if_spatial({s.n, s.h, s.w}), ScalarType::Int);
-        Tensor logits = new_compute<A>(if_spatial({s.n, s.h, s.w}));
+            empty(attend.pool.max ? std::vector<int64_t>{s.n, s.c} : std::vector<int64_t>{0}, ScalarType::Int, x);
+        Tensor pooled = new_compute<A>(if_spatial({s.n, 2, s.h, s.w}), x);
+        Tensor channel_ties = empty(if_spatial({s.n, s.h, s.w}), ScalarType::Int, x);
+        Tensor logits = new_compute<A>(if_spatial({s.n, s.h, s.w}), x);
         const bool statistics = spatial && batch_statistics;
-        Tensor mean = new_compute<A>({statistics}), var = new_compute<A>({statistics});
+        Tensor mean = new_compute<A>({statistics}, x), var = new_compute<A>({statistics}, x);
 
         std::vector<Statistics<Wide<A>>> samples(statistics ? s.n : 0);
         const auto make_finish = [&](bool) {
@@ -103,4 +103,4 @@ AttendResult cbam_attend(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor
 
 STABLE_TORCH_LIBRARY_IMPL(cbam_fused, CPU, m) { m.impl("cbam_attend", TORCH_BOX(&cbam_attend)); }
 
-}  // namespace cbam_fused
+}  // namespace cbam_fused::cpu

@@ -6,10 +6,10 @@
 //   3. per sample, reading g and writing dx:
 //      dx = Mc (g Ms + ds_mean / C + ds_max share_c) + davg / HW + dmax share_hw + ...
 // share: 1 at the saved index (ties first), or 1 / count at each maximum (ties even; reads x again, as lp and lse do).
-#include "checks.h"
+#include "../checks.h"
 #include "forward.h"
 
-namespace cbam_fused {
+namespace cbam_fused::cpu {
 
 namespace {
 
@@ -28,7 +28,7 @@ struct BackwardInput {
   Mlp<W> mlp;
   std::vector<A> conv_weight;
   int64_t kernel_size;
-  Norm<A> norm;
+  Norm<T> norm;
   std::vector<A> norm_grad_means;  // empty where the norm's statistics are constants
   Pool pool;
   Maps maps;
@@ -285,8 +285,8 @@ BackwardInputResult cbam_backward_input(Tensor grad_in, Tensor x_in, Tensor chan
                                         double eps, std::string pool, std::string maps, std::string ties) {
   constexpr const char* kOp = "cbam_backward_input";
   const Checks checks(kOp, x_in);
-  const Pool pools(pool);
-  const Maps map_order(maps);
+  const Pool pools = parse_pool(pool);
+  const Maps map_order = parse_maps(maps);
   const Shape& in = checks.shape();
   const int64_t reduced = mlp_weight1 && mlp_weight1->dim() > 0 ? mlp_weight1->size(0) : 0;
   checks.mlp(mlp_weight1, std::nullopt, mlp_weight2, std::nullopt);
@@ -331,21 +331,22 @@ BackwardInputResult cbam_backward_input(Tensor grad_in, Tensor x_in, Tensor chan
                                    data<A>(channel_sums),
                                    data<A>(norm_grad),
                                    make_mlp<W>(mlp_weight1, std::nullopt, mlp_weight2, std::nullopt),
-                                   values_of<A>(conv_weight),
+                                   parameter<T>(conv_weight),
                                    conv_weight ? conv_weight->size(3) : 0,
-                                   Norm<A>(norm_weight, norm_bias, norm_mean, norm_var, eps),
+                                   Norm<T>(norm_weight, norm_bias, norm_mean, norm_var, eps),
                                    values_of<A>(norm_sums),
                                    pools,
                                    map_order,
                                    parse_ties(ties)};
       Tensor x_grad = torch::stable::empty_like(x);
-      const auto like = [&](const OptionalTensor& t, ScalarType absent) {
-        return t ? empty({t->sizes().begin(), t->sizes().end()}, t->scalar_type()) : empty({0}, absent);
+      const auto like = [&](const OptionalTensor& t, ScalarType of_grad) {
+        return empty(t ? std::vector<int64_t>{t->sizes().begin(), t->sizes().end()} : std::vector<int64_t>{0}, of_grad,
+                     x);
       };
       Tensor weight1_grad = like(mlp_weight1, dtype), weight2_grad = like(mlp_weight2, dtype);
-      Tensor bias1_grad = empty({reduced}, dtype), bias2_grad = empty({s.c}, dtype);
+      Tensor bias1_grad = empty({reduced}, dtype, x), bias2_grad = empty({s.c}, dtype, x);
       Tensor conv_weight_grad = like(conv_weight, compute_dtype<A>());
-      Tensor conv_bias_grad = new_compute<A>({bool(conv_weight)});
+      Tensor conv_bias_grad = new_compute<A>({bool(conv_weight)}, x);
 
       for (A& sum : backward.norm_grad_means) sum /= A(norm_count);
       backward.allocate();
@@ -364,4 +365,4 @@ BackwardInputResult cbam_backward_input(Tensor grad_in, Tensor x_in, Tensor chan
 
 STABLE_TORCH_LIBRARY_IMPL(cbam_fused, CPU, m) { m.impl("cbam_backward_input", TORCH_BOX(&cbam_backward_input)); }
 
-}  // namespace cbam_fused
+}  // namespace cbam_fused::cpu

@@ -3,10 +3,10 @@
 // from one reading of grad and x (and y, and one writing of masked_grad, where there is an activation).
 // Both sums come from one walk over the matrix of a sample: one is along its rows, the other along its columns. Column
 // sums are made per leaf of kLeafRows rows and added in ascending order, however the leaves are spread over threads.
-#include "checks.h"
+#include "../checks.h"
 #include "forward.h"
 
-namespace cbam_fused {
+namespace cbam_fused::cpu {
 
 namespace {
 
@@ -81,12 +81,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_backward_reduce(Tensor grad_in, 
   return dispatch(x.scalar_type(), [&](auto element) -> std::tuple<Tensor, Tensor, Tensor, Tensor> {
     using T = decltype(element);
     using A = Compute<T>;
-    const Norm<A> norm(norm_weight, norm_bias, norm_mean, norm_var, eps);
+    const Norm<T> norm(norm_weight, norm_bias, norm_mean, norm_var, eps);
     const bool with_norm = norm.present && z;
-    Tensor masked = active ? torch::stable::empty_like(x) : empty({0}, x.scalar_type());
-    Tensor channel_sums = new_compute<A>({s.n, s.c});
-    Tensor norm_grad = new_compute<A>(z ? std::vector<int64_t>{s.n, s.h, s.w} : std::vector<int64_t>{0});
-    Tensor norm_sums = new_compute<A>({with_norm ? 2 : 0});
+    Tensor masked = active ? torch::stable::empty_like(x) : empty({0}, x.scalar_type(), x);
+    Tensor channel_sums = new_compute<A>({s.n, s.c}, x);
+    Tensor norm_grad = new_compute<A>(z ? std::vector<int64_t>{s.n, s.h, s.w} : std::vector<int64_t>{0}, x);
+    Tensor norm_sums = new_compute<A>({with_norm ? 2 : 0}, x);
     std::vector<Wide<A>> sums(2 * s.n);  // per sample: of norm_grad, and of norm_grad * normalised logits
 
     const Reduce<T> reduce{s,
@@ -126,4 +126,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_backward_reduce(Tensor grad_in, 
 
 STABLE_TORCH_LIBRARY_IMPL(cbam_fused, CPU, m) { m.impl("cbam_backward_reduce", TORCH_BOX(&cbam_backward_reduce)); }
 
-}  // namespace cbam_fused
+}  // namespace cbam_fused::cpu

@@ -3,7 +3,7 @@
 // once. Threads take whole samples; where there are too few, each pass over a sample is spread over them.
 #include "attend.h"
 
-namespace cbam_fused {
+namespace cbam_fused::cpu {
 
 Tensor cbam_inference(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor mlp_bias1, Tensor mlp_weight2,
                       OptionalTensor mlp_bias2, OptionalTensor conv_weight, OptionalTensor conv_bias,
@@ -16,12 +16,12 @@ Tensor cbam_inference(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor ml
   const Tensor x = dense(x_in);
   Tensor y = torch::stable::empty_like(x);
   const OptionalTensor added = residual ? OptionalTensor(in_layout(*residual, shape_of(x))) : std::nullopt;
-  with_attend(checks, x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, conv_weight, conv_bias, Pool(pool), Maps(maps),
-              Ties::kNone, [&](const auto& attend) {
+  with_attend(checks, x, mlp_weight1, mlp_bias1, mlp_weight2, mlp_bias2, conv_weight, conv_bias, parse_pool(pool),
+              parse_maps(maps), Ties::kNone, [&](const auto& attend) {
                 using T = typename std::decay_t<decltype(attend)>::Element;
                 using A = Compute<T>;
                 const Shape& s = attend.shape;
-                const Norm<A> norm(norm_weight, norm_bias, norm_mean, norm_var, eps);
+                const Norm<T> norm(norm_weight, norm_bias, norm_mean, norm_var, eps);
                 const Activation<A> bounds = parse_activation<A>(activation);
                 const auto descriptors = scratch<A>(s.n * attend.pool.count() * s.c);
                 const auto hidden = scratch<A>(s.n * attend.pool.branches() * attend.mlp.reduced());
@@ -46,4 +46,4 @@ Tensor cbam_inference(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor ml
 
 STABLE_TORCH_LIBRARY_IMPL(cbam_fused, CPU, m) { m.impl("cbam_inference", TORCH_BOX(&cbam_inference)); }
 
-}  // namespace cbam_fused
+}  // namespace cbam_fused::cpu

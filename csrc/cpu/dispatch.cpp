@@ -4,7 +4,7 @@
 
 #include "kernels.h"
 
-namespace cbam_fused {
+namespace cbam_fused::cpu {
 
 #define CBAM_DECLARE_TABLES(capability)     \
   namespace capability {                    \
@@ -82,4 +82,4 @@ const char* cpu_capability() {
   }
 }
 
-}  // namespace cbam_fused
+}  // namespace cbam_fused::cpu

@@ -3,7 +3,7 @@
 
 #include "reduce.h"
 
-namespace cbam_fused::CBAM_CPU_CAPABILITY {
+namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY {
 
 // v within the activation's bounds; NaN stays, and a NaN bound is none.
 template <class A>
@@ -18,31 +18,37 @@ void apply(const T* x, const T* residual, T* y, int64_t columns, int64_t row_beg
            const Compute<T>* row_scale, const Compute<T>* column_scale, bool descending,
            Activation<Compute<T>> activation) {
   using A = Compute<T>;
-  constexpr int64_t kLanes = Vector<A>::kLanes;
+  constexpr int64_t kLanes = Vector<A>::kLanes, kTile = ColumnValues<T>::kMost;
   const int64_t ahead = descending ? -(kPrefetch<T> + columns - 1) / columns * columns : kPrefetch<T>;
-  for (int64_t step = row_begin; step < row_end; ++step) {
-    const int64_t row = descending ? row_end - 1 - (step - row_begin) : step;
-    const T* source = x + row * columns;
-    const T* added = with_residual ? residual + row * columns : nullptr;
-    T* target = y + row * columns;
-    const Vector<A> scale = broadcast(row_scale[row]);
-    const auto gated = [&](const Vector<A>& v, const Vector<A>& other, const Vector<A>& plus) {
-      Vector<A> out = rows_are_channels ? v * scale * other : v * other * scale;
-      if (with_residual) out = out + plus;
-      return active ? activate(out, activation) : out;
-    };
-    int64_t begin = 0;
-    for (; begin + 2 * kLanes <= columns; begin += 2 * kLanes) {
-      const Pair<A> v = load_pair(source + begin), other = load_columns<T>(column_scale + begin);
-      const Pair<A> plus = with_residual ? load_pair(added + begin) : Pair<A>{};
-      prefetch_write(target + begin, ahead);
-      store_pair(target + begin,
-                 {{gated(v.part[0], other.part[0], plus.part[0]), gated(v.part[1], other.part[1], plus.part[1])}});
+  for (int64_t tile = 0; tile < columns; tile += kTile) {
+    const int64_t tile_end = tile + kTile < columns ? tile + kTile : columns;
+    const ColumnValues<T> column_scales(column_scale + tile, tile_end - tile);
+    for (int64_t step = row_begin; step < row_end; ++step) {
+      const int64_t row = descending ? row_end - 1 - (step - row_begin) : step;
+      const T* source = x + row * columns;
+      const T* added = with_residual ? residual + row * columns : nullptr;
+      T* target = y + row * columns;
+      const A row_value = row_scale[row];
+      const Vector<A> scale = broadcast(row_value == row_value ? row_value : A(__builtin_nan("")));
+      const auto gated = [&](const Vector<A>& v, const Vector<A>& other, const Vector<A>& plus) {
+        Vector<A> out = rows_are_channels ? v * scale * other : v * other * scale;
+        if (with_residual) out = out + plus;
+        return active ? activate(out, activation) : out;
+      };
+      int64_t begin = tile;
+      for (; begin + 2 * kLanes <= tile_end; begin += 2 * kLanes) {
+        const Pair<A> v = load_pair(source + begin), other = column_scales[begin - tile];
+        const Pair<A> plus = with_residual ? load_pair(added + begin) : Pair<A>{};
+        prefetch_write(target + begin, ahead);
+        // Of NaN come only the default one and those of T, which end in zeros.
+        store_pair(target + begin,
+                   {{gated(v.part[0], other.part[0], plus.part[0]), gated(v.part[1], other.part[1], plus.part[1])}});
+      }
+      for_vectors<kLanes>(begin, tile_end, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
+        const Vector<A> plus = with_residual ? load_some(added + j, count) : Vector<A>{};
+        store_some(target + j, gated(load_some(source + j, count), load_some(column_scale + j, count), plus), count);
+      });
     }
-    for_vectors<kLanes>(begin, columns, [&](int64_t j, int64_t count) __attribute__((always_inline)) {
-      const Vector<A> plus = with_residual ? load_some(added + j, count) : Vector<A>{};
-      store_some(target + j, gated(load_some(source + j, count), load_some(column_scale + j, count), plus), count);
-    });
   }
 }
 
@@ -139,4 +145,4 @@ void input_gradient(const T* grad, const T* x, T* x_grad, int64_t columns, int64
   }
 }
 
-}  // namespace cbam_fused::CBAM_CPU_CAPABILITY
+}  // namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY

@@ -6,9 +6,11 @@
 
 #include <utility>
 
-#include "tensors.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "parameters.h"
 
-namespace cbam_fused {
+namespace cbam_fused::cpu {
 
 // Where the channel gate's intermediate results go, for all samples.
 template <class A>
@@ -207,4 +209,4 @@ void apply_rows(const Shape& s, const T* x, const T* residual, T* y, int64_t n, 
                      !s.channels_last, s.channels_last, activation);
 }
 
-}  // namespace cbam_fused
+}  // namespace cbam_fused::cpu

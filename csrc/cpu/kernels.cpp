@@ -7,7 +7,7 @@
 #include "small.h"
 #include "term_sums.h"
 
-namespace cbam_fused::CBAM_CPU_CAPABILITY {
+namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY {
 
 // Run-time choices become template arguments here.
 template <class T>
@@ -102,4 +102,4 @@ extern constexpr Kernels<double> kDouble = table<double>();
 extern constexpr Kernels<Half> kHalf = table<Half>();
 extern constexpr Kernels<BFloat16> kBFloat16 = table<BFloat16>();
 
-}  // namespace cbam_fused::CBAM_CPU_CAPABILITY
+}  // namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY

@@ -7,42 +7,15 @@
 // kernels.cpp is compiled once for each capability (instruction set); dispatch.cpp chooses a table when first asked.
 #pragma once
 
-#include <stdint.h>
+#include "../types.h"
 
-namespace cbam_fused {
-
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-template <class T>
-struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
-};
-// The type of sums and gates for tensors of T.
-template <class T>
-using Compute = typename ComputeOf<T>::type;
-
-enum class Ties { kNone, kFirst, kEven };
+namespace cbam_fused::cpu {
 
 // Rows of a backward leaf: partial column sums are made for leaves of this many rows and added in ascending order.
 constexpr int64_t kLeafRows = 32;
 
 // Rows of a leaf of reduce_columns, counted from the last row: leaves can be reduced one by one and then merged.
 constexpr int64_t kColumnLeafRows = 64;
-
-// A gradient through an activation passes where not (y <= lowest) and not (y >= highest); NaN as a bound: no bound.
-template <class A>
-struct Activation {
-  A lowest, highest;
-};
 
 // Per channel and per pixel terms of the input's gradient (cbam_backward_input.cpp).
 template <class A>
@@ -146,4 +119,4 @@ const Kernels<BFloat16>& kernels();
 // "baseline", "avx2" or "avx512".
 const char* cpu_capability();
 
-}  // namespace cbam_fused
+}  // namespace cbam_fused::cpu

@@ -3,7 +3,7 @@
 
 #include "simd.h"
 
-namespace cbam_fused::CBAM_CPU_CAPABILITY {
+namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY {
 
 template <class E>
 inline Vector<E> load(const E* source) {
@@ -16,21 +16,24 @@ inline void store(E* target, const Vector<E>& v) {
   memcpy(target, &v, sizeof(v));
 }
 
-// The nearest bfloat16, ties to even, in the upper half of each word, by adding half of the last place kept; a NaN is
-// made the default one. The lower half is left as it comes.
+// The default NaN for any NaN; other values as they are.
+template <class N>
+inline N default_nan(N v) {
+  return v == v ? v : __builtin_nanf("") - N{};
+}
+
+// The nearest bfloat16, ties to even, in the upper half of each word, by adding half of the last place kept. The lower
+// half is left as it comes. That of a NaN must be zero, or the addition could carry into its sign.
 inline Native<uint32_t> round_upper(Native<float> v) {
 #if defined(__AVX512F__)
-  constexpr int kKeepAllButNan = 0x11111133;  // vfixupimm: indefinite NaN for quiet and signalling ones, else itself
-  const __m512 value = __m512(v);
-  const __m512i bits = _mm512_castps_si512(_mm512_fixupimm_ps(value, value, _mm512_set1_epi32(kKeepAllButNan), 0));
+  const __m512i bits = _mm512_castps_si512(__m512(v));
   const __m512i half = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
   const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
   return Native<uint32_t>(_mm512_mask_add_epi32(half, odd, half, _mm512_set1_epi32(1)));
 #else
   Native<uint32_t> bits;
   memcpy(&bits, &v, sizeof(bits));
-  const Native<uint32_t> nearest = bits + ((bits >> 16 & 1) + 0x7fff);
-  return v == v ? nearest : 0xffc00000u - Native<uint32_t>{};
+  return bits + ((bits >> 16 & 1) + 0x7fff);
 #endif
 }
 
@@ -48,7 +51,7 @@ inline __m256i narrow(const Vector<float>& v, Half) {
 inline __m256i narrow(const Vector<float>& v, BFloat16) {
   const __m512i upper_halves = _mm512_set_epi16(31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 31, 29,
                                                 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-  return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper_halves, __m512i(round_upper(v.part[0]))));
+  return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper_halves, __m512i(round_upper(default_nan(v.part[0])))));
 }
 inline __mmask16 first_lanes(int64_t count) { return __mmask16((1u << count) - 1); }
 
@@ -178,7 +181,7 @@ inline Vector<float> load(const BFloat16* source) {
 }
 inline void store(BFloat16* target, const Vector<float>& v) {
   for (int p = 0; p < kParts; ++p) {
-    const NativeBits16 narrow = __builtin_convertvector(round_upper(v.part[p]) >> 16, NativeBits16);
+    const NativeBits16 narrow = __builtin_convertvector(round_upper(default_nan(v.part[p])) >> 16, NativeBits16);
     memcpy(target + p * kNativeFloats, &narrow, sizeof(narrow));
   }
 }
@@ -241,6 +244,7 @@ inline Pair<float> load_pair(const BFloat16* source) {
   return out;
 }
 
+// Where a value is NaN, the lower half of its word must be zero if T is bfloat16.
 template <class T>
 inline void store_pair(T* target, const Pair<Compute<T>>& v) {
   store(target, v.part[0]);
@@ -287,6 +291,31 @@ inline Pair<A> in_columns(const Pair<A>& v) {
   }
   return out;
 }
+// Values of columns that many rows use, put into that order once; NaN is made the default one.
+template <class T>
+class ColumnValues {
+ public:
+  using A = Compute<T>;
+  static constexpr int64_t kMost = 8192, kLanes = Vector<A>::kLanes;  // columns
+
+  ColumnValues(const A* values, int64_t columns) {
+    int64_t j = 0;
+    for (; j + 2 * kLanes <= columns; j += 2 * kLanes) {
+      const Pair<A> pair = load_columns<T>(values + j);
+      for (int part = 0; part < 2; ++part) {
+        Vector<A> v = pair.part[part];
+        for (auto& native : v.part) native = default_nan(native);
+        store(ordered_ + j + part * kLanes, v);
+      }
+    }
+  }
+  // Of the pair of columns that begins at `column`.
+  Pair<A> operator[](int64_t column) const { return {{load(ordered_ + column), load(ordered_ + column + kLanes)}}; }
+
+ private:
+  A ordered_[kMost];
+};
+
 // The columns' own numbers, from `column` on, in that order.
 template <class T>
 inline Pair<Index<Compute<T>>> column_indices(int64_t column) {
@@ -337,4 +366,4 @@ inline __attribute__((always_inline)) void for_vectors(int64_t begin, int64_t en
   if (j < end) body(j, end - j);
 }
 
-}  // namespace cbam_fused::CBAM_CPU_CAPABILITY
+}  // namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY

@@ -3,7 +3,7 @@
 
 #include "load_store.h"
 
-namespace cbam_fused::CBAM_CPU_CAPABILITY {
+namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY {
 
 // std::conditional
 template <bool condition, class Then, class Else>
@@ -93,8 +93,9 @@ constexpr int kChains = 4;
 
 // The sum and the maximum of one row, still apart by lanes.
 template <bool exact, class T, Ties ties, bool scaled>
-inline void reduce_row(const T* source, int64_t columns, const Compute<T>* column_scale, Vector<Compute<T>>& total,
-                       Maximum<Compute<T>, ties, exact>& maximum) {
+inline void reduce_row(const T* source, int64_t columns, const Compute<T>* column_scale,
+                       const ColumnValues<T>* ordered,  // column_scale, or null
+                       Vector<Compute<T>>& total, Maximum<Compute<T>, ties, exact>& maximum) {
   using A = Compute<T>;
   using Max = Maximum<A, ties, exact>;
   constexpr int64_t kLanes = Vector<A>::kLanes, kStep = kChains * kLanes;
@@ -114,7 +115,7 @@ inline void reduce_row(const T* source, int64_t columns, const Compute<T>* colum
         const Pair<A> values = load_pair(source + at);
         const Pair<Index<A>> indices = column_indices<T>(at);
         Pair<A> scales;
-        if (scaled) scales = load_columns<T>(column_scale + at);
+        if (scaled) scales = ordered ? (*ordered)[at] : load_columns<T>(column_scale + at);
         for (int part = 0; part < 2; ++part) {
           const int chain = 2 * pair + part;
           const Vector<A> v = scaled ? values.part[part] * scales.part[part] : values.part[part];
@@ -149,12 +150,15 @@ template <class T, Ties ties, bool scaled>
 void reduce_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end, const Compute<T>* column_scale,
                  Compute<T>* sum, Compute<T>* max, int32_t* tie) {
   using A = Compute<T>;
+  const bool few = columns <= ColumnValues<T>::kMost;
+  const ColumnValues<T> values(column_scale, scaled && few ? columns : 0);
+  const ColumnValues<T>* ordered = few ? &values : nullptr;
   for (int64_t begin = row_begin; begin < row_end; begin += kFolded) {
     const int64_t rows = row_end - begin < kFolded ? row_end - begin : kFolded;
     Vector<A> totals[kFolded] = {}, highest[kFolded] = {};
     for (int64_t i = 0; i < rows; ++i) {
       Maximum<A, ties, false> maximum;
-      reduce_row<false, T, ties, scaled>(x + (begin + i) * columns, columns, column_scale, totals[i], maximum);
+      reduce_row<false, T, ties, scaled>(x + (begin + i) * columns, columns, column_scale, ordered, totals[i], maximum);
       highest[i] = maximum.value;
       if (ties != Ties::kNone) maximum.fold_tie(tie + begin + i);
     }
@@ -167,7 +171,7 @@ void reduce_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end
       max[row] = maxima[i];
       if (sums[i] == sums[i]) continue;
       Maximum<A, ties, true> maximum;
-      reduce_row<true, T, ties, scaled>(x + row * columns, columns, column_scale, totals[i], maximum);
+      reduce_row<true, T, ties, scaled>(x + row * columns, columns, column_scale, ordered, totals[i], maximum);
       max[row] = maximum.fold_value();
       if (ties != Ties::kNone) maximum.fold_tie(tie + row);
     }
@@ -338,4 +342,4 @@ void merge_leaves(const A* sums, const A* maxima, const int32_t* leaf_ties, int6
   }
 }
 
-}  // namespace cbam_fused::CBAM_CPU_CAPABILITY
+}  // namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY

@@ -12,7 +12,7 @@
 
 #include "kernels.h"
 
-namespace cbam_fused::CBAM_CPU_CAPABILITY {
+namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY {
 
 #if defined(__AVX512F__)
 constexpr int kNativeBytes = 64;
@@ -350,4 +350,4 @@ inline Vector<A> sigmoid(const Vector<A>& x) {
   return one / (one + exponential(Vector<A>{} - x));
 }
 
-}  // namespace cbam_fused::CBAM_CPU_CAPABILITY
+}  // namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY

@@ -3,7 +3,7 @@
 
 #include "reduce.h"
 
-namespace cbam_fused::CBAM_CPU_CAPABILITY {
+namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY {
 
 // The dot products of kRows rows of weights with kVectors inputs: each value read serves several of them. All are
 // summed in the same order whatever their number. out[v * out_stride + r].
@@ -111,42 +111,43 @@ void gate(const A* z, int64_t count, A scale, A shift, A* out) {
   });
 }
 
-// sums[r] += weight * the vector at source in row r, for the first `rows` of kRows rows.
+// Rows [row_begin, row_end) of out [H, W]; the padded maps may be read up to one vector beyond their end. Each vector
+// of the maps is read once for all the rows of `out` that it enters. A row of weights is summed by itself, then added.
 template <int kRows, class A>
-inline __attribute__((always_inline)) void add_tap(Vector<A> (&sums)[kRows], int64_t rows, A weight, const A* source,
-                                                   int64_t pitch) {
-  const Vector<A> w = broadcast(weight);
-  if (rows == kRows) {
-    for (int r = 0; r < kRows; ++r) sums[r] = multiply_add(w, load(source + r * pitch), sums[r]);
-  } else {
-    for (int r = 0; r < rows; ++r) sums[r] = multiply_add(w, load(source + r * pitch), sums[r]);
+inline void convolve_rows(const A* padded, int64_t maps, int64_t height, int64_t width, int64_t k, int64_t y,
+                          const A* weight, A bias, A* out) {
+  constexpr int64_t kLanes = Vector<A>::kLanes;
+  const int64_t pitch = width + k - 1, map_size = (height + k - 1) * pitch;
+  for (int64_t column = 0; column < width; column += kLanes) {
+    Vector<A> sums[kRows];
+    for (auto& sum : sums) sum = broadcast(bias);
+    for (int64_t m = 0; m < maps; ++m)
+      for (int64_t line = 0; line < kRows + k - 1; ++line) {
+        const A* source = padded + m * map_size + (y + line) * pitch + column;
+        Vector<A> lines[kRows] = {};
+        for (int64_t kx = 0; kx < k; ++kx) {
+          const Vector<A> v = load(source + kx);
+#pragma GCC unroll 8
+          for (int r = 0; r < kRows; ++r)
+            if (uint64_t(line - r) < uint64_t(k))
+              lines[r] = multiply_add(broadcast(weight[(m * k + line - r) * k + kx]), v, lines[r]);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r)
+          if (uint64_t(line - r) < uint64_t(k)) sums[r] = sums[r] + lines[r];
+      }
+    const int64_t count = width - column < kLanes ? width - column : kLanes;
+    for (int r = 0; r < kRows; ++r) store_some(out + (y + r) * width + column, sums[r], count);
   }
 }
 
-// Rows [row_begin, row_end) of out [H, W]; the padded maps may be read up to one vector beyond their end.
 template <class A>
 void convolve(const A* padded, int64_t maps, int64_t height, int64_t width, int64_t k, int64_t row_begin,
               int64_t row_end, const A* weight, A bias, A* out) {
-  constexpr int64_t kLanes = Vector<A>::kLanes;
   constexpr int kRows = 4;
-  const int64_t pitch = width + k - 1, map_size = (height + k - 1) * pitch;
-  for (int64_t y = row_begin; y < row_end; y += kRows) {
-    const int64_t rows = row_end - y < kRows ? row_end - y : kRows;
-    for (int64_t column = 0; column < width; column += kLanes) {
-      Vector<A> sums[kRows];
-      for (auto& sum : sums) sum = broadcast(bias);
-      const A* tap = weight;
-      for (int64_t m = 0; m < maps; ++m)
-        for (int64_t ky = 0; ky < k; ++ky) {
-          const A* source = padded + m * map_size + (y + ky) * pitch + column;
-          Vector<A> line[kRows] = {};
-          for (int64_t kx = 0; kx < k; ++kx, ++tap, ++source) add_tap(line, rows, *tap, source, pitch);
-          for (int r = 0; r < kRows; ++r) sums[r] = sums[r] + line[r];
-        }
-      const int64_t count = width - column < kLanes ? width - column : kLanes;
-      for (int64_t r = 0; r < rows; ++r) store_some(out + (y + r) * width + column, sums[r], count);
-    }
-  }
+  int64_t y = row_begin;
+  for (; y + kRows <= row_end; y += kRows) convolve_rows<kRows>(padded, maps, height, width, k, y, weight, bias, out);
+  for (; y < row_end; ++y) convolve_rows<1>(padded, maps, height, width, k, y, weight, bias, out);
 }
 
 template <class A>
@@ -173,4 +174,4 @@ void convolve_weight_grad(const A* padded, int64_t maps, int64_t height, int64_t
   }
 }
 
-}  // namespace cbam_fused::CBAM_CPU_CAPABILITY
+}  // namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY

@@ -4,7 +4,7 @@
 
 #include "reduce.h"
 
-namespace cbam_fused::CBAM_CPU_CAPABILITY {
+namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY {
 
 // sum over a row of term(column vector, column).
 template <class T, class F>
@@ -124,4 +124,4 @@ void weigh_columns(const T* x, int64_t rows, int64_t columns, int64_t column_beg
               });
 }
 
-}  // namespace cbam_fused::CBAM_CPU_CAPABILITY
+}  // namespace cbam_fused::cpu::CBAM_CPU_CAPABILITY

@@ -8,7 +8,6 @@ in which every access can be followed back to an argument.
 import contextlib
 import functools
 import re
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -18,7 +17,6 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
-import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
@@ -26,6 +24,8 @@ from cbam_fused import triton_kernels
 from cbam_fused.testing import Gate
 from cbam_fused.triton_kernels.configurations import Configuration
 from cbam_fused.triton_kernels.launch import launch
+from tests import machine_code
+from tests.machine_code import Resources
 
 CAPABILITIES = (80, 90, 100, 120)
 
@@ -46,15 +46,6 @@ class Record(NamedTuple):
         """The tensors among the arguments, by name."""
         named = zip(self.kernel.arg_names, self.arguments, strict=False)
         return {name: value for name, value in named if isinstance(value, torch.Tensor)}
-
-
-class Resources(NamedTuple):
-    """What a program takes; registers are those of a thread, and the rest is in bytes."""
-
-    registers: int
-    stack: int
-    local: int
-    shared: int
 
 
 class _Driver(NamedTuple):
@@ -118,27 +109,26 @@ def compile_for(capability: int, record: Record):
     return compiled[0]
 
 
-def _run_tool(name: str, *arguments: str, cubin: bytes) -> str:
-    tool = Path(triton.backends.nvidia.__file__).parent / "bin" / name
+@contextlib.contextmanager
+def _cubin(compiled) -> Iterator[Path]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(compiled.asm["cubin"])
         file.flush()
-        command = [tool, *arguments, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        yield Path(file.name)
 
 
 @functools.cache
 def resources(compiled) -> Resources:
-    usage = _run_tool("cuobjdump", "--dump-resource-usage", cubin=compiled.asm["cubin"])
-    registers, stack, local = (
-        int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")
-    )
-    return Resources(registers, stack, local, compiled.metadata.shared)
+    """With the shared memory that a launch asks for."""
+    with _cubin(compiled) as file:
+        (used,) = machine_code.resources(file).values()
+    return used._replace(shared=compiled.metadata.shared)
 
 
-def machine_code(compiled) -> str:
-    """The instructions, disassembled."""
-    return _run_tool("nvdisasm", cubin=compiled.asm["cubin"])
+def instructions(compiled) -> str:
+    """The machine code, disassembled."""
+    with _cubin(compiled) as file:
+        return machine_code.run_tool("nvdisasm", file)
 
 
 _REDUCTION = re.compile(r'"tt\.reduce"\(.*?\}\) : \(([^)]*)\) ->', re.DOTALL)

@@ -18,7 +18,7 @@ from tests.triton.compiled import (
     Record,
     access_widths,
     compile_for,
-    machine_code,
+    instructions,
     on_meta,
     recorded,
     resources,
@@ -168,7 +168,7 @@ def test_the_machine_code_accesses_memory_as_its_ptx_does():
             for (_, kind), widths in access_widths(compiled).items()
             if 128 in widths
         }
-        wide = re.findall(r"\b(LDG|STG)(?:STS)?\.\S*\b128\b", machine_code(compiled))
+        wide = re.findall(r"\b(LDG|STG)(?:STS)?\.\S*\b128\b", instructions(compiled))
         assert set(wide) == expected, str(record)
         kinds |= expected
     assert kinds == {"LDG", "STG"}

@@ -12,7 +12,7 @@ from cbam_fused.triton_kernels.geometry import geometry
 from tests import test_determinism, test_ops
 from tests.arguments import check_operation
 from tests.cases import BY_NAME, RUNS, run_id
-from tests.triton.selection import STREAMED
+from tests.selection import STREAMED
 
 pytestmark = pytest.mark.usefixtures("filled_memory", "no_whole_samples")
 TRITON = backends.get("triton")

@@ -1,4 +1,4 @@
-"""What runs in a process with TRITON_INTERPRET=1, where an operation takes tenths of a second.
+"""What runs where kernels for a GPU run on a CPU, and an operation takes tenths of a second.
 
 The same tests as everywhere, on small convolutions, in few variants and draws.
 """
@@ -65,12 +65,13 @@ _TESTS = {
         r"test_inductor.*",
     ),
     "test_errors.py": (r"test_pool_types_in_any_order.*",),
-    "test_autocast.py": (".*triton.*",),
+    "test_autocast.py": (r".*\[(triton|cuda).*",),
+    "test_parameter_dtypes.py": (r"test_a_wider_copy.*(plain|frozen)-.*",),
 }
 
 
 def cases(everywhere: tuple) -> tuple:
-    """Those that run in the interpreter, of all cases."""
+    """Those that run there, of all cases."""
     return tuple(
         replace(case, kernel_size=min(case.kernel_size, _KERNEL_SIZES.get(case.name, 3)))
         if case.kernel_size
@@ -86,8 +87,8 @@ def runs(by_name: dict) -> list[tuple]:
     return once + [(by_name[name], dtype, layout) for name, dtype, layout in _MORE_VARIANTS]
 
 
-def runs_in_the_interpreter(item) -> bool:
-    """Whether a collected test does."""
-    if item.path.parent.name == "triton":
+def is_selected(item, folder: str) -> bool:
+    """Whether a collected test is; all of those in ``folder`` are."""
+    if item.path.parent.name == folder:
         return True
     return any(re.fullmatch(pattern, item.name) for pattern in _TESTS.get(item.path.name, ()))
