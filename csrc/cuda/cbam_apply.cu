@@ -1,0 +1,42 @@
+// The operation cbam_apply: see its kernel.
+#include "aligned.h"
+#include "cbam_apply.cuh"
+#include "operation.h"
+
+namespace cbam_fused {
+
+Tensor cbam_apply(Tensor x_in, Tensor channel_gate, OptionalTensor logits, OptionalTensor norm_weight,
+                  OptionalTensor norm_bias, OptionalTensor norm_mean, OptionalTensor norm_var, double eps,
+                  OptionalTensor residual, std::string activation) {
+  const Checks checks("cbam_apply", x_in);
+  checks.per_channel("channel_gate", channel_gate);
+  checks.per_pixel("logits", logits);
+  checks.norm(norm_weight, norm_bias, norm_mean, norm_var);
+  checks.like_x("residual", residual);
+  const Operation operation("cbam_apply", x_in);
+  const Tensor x = aligned(dense(x_in)), gates = aligned(row_major(channel_gate));
+  const Shape s = shape_of(x);
+  const OptionalTensor added = residual ? OptionalTensor(aligned(in_layout(*residual, s))) : std::nullopt;
+  const OptionalTensor z = row_major(logits);
+  Tensor y = operation.empty_like("y", x);
+  dispatch(x.scalar_type(), [&](auto element) {
+    using T = DeviceElement<decltype(element)>;
+    using A = Compute<T>;
+    Apply<T> p = {};
+    p.x = operation.input<T>("x", x);
+    p.residual = operation.input<T>("residual", added);
+    p.y = mutable_data<T>(y);
+    p.channel_gate = operation.input<A>("channel_gate", gates);
+    p.gate = z ? SpatialGate::kLogits : SpatialGate::kNone;
+    p.logits = operation.input<A>("logits", z);
+    p.norm = {operation.parameter<A>("norm_weight", norm_weight), operation.parameter<A>("norm_bias", norm_bias),
+              operation.parameter<A>("norm_mean", norm_mean), operation.parameter<A>("norm_var", norm_var), eps};
+    p.activation = parse_activation<A>(activation);
+    apply_launch(operation.stream(), p, s);
+  });
+  return y;
+}
+
+CBAM_OPERATION(cbam_apply)
+
+}  // namespace cbam_fused

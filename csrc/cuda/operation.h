@@ -1,0 +1,108 @@
+// The host side of an operation of the CUDA backend: the device of x made current, its stream, tensors on it.
+#pragma once
+
+#include <dlfcn.h>
+#include <platform.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include <optional>
+
+#include "../checks.h"
+#include "launch.h"
+#include "parameter.h"
+
+namespace cbam_fused {
+
+// PyTorch's current stream of a device. Its function for that is in a library which the CPU build of PyTorch does not
+// have, so it is looked up instead of linked.
+inline cudaStream_t current_stream(int32_t device_index, const char* operation) {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const Function function = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return library ? reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  STD_TORCH_CHECK(function, operation, ": this PyTorch has no libtorch_cuda.so");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(function(device_index, &stream) == AOTI_TORCH_SUCCESS, operation, ": no stream of device ",
+                  device_index);
+  return static_cast<cudaStream_t>(stream);
+}
+
+// One call of an operation. The pointers that kernels are given come from here, with the argument's name, so that a
+// harness knows all memory they may touch.
+class Operation {
+ public:
+  Operation(const char* name, const Tensor& x) : x_(x), stream_{nullptr, name} {
+    if (!x.is_cuda()) return;  // in a harness
+    guard_.emplace(x.get_device_index());
+    stream_.handle = current_stream(x.get_device_index(), name);
+  }
+  Operation(const Operation&) = delete;
+  Operation& operator=(const Operation&) = delete;
+  ~Operation() { forget_announced(); }
+
+  const Stream& stream() const { return stream_; }
+
+  // The elements of a dense tensor; null for none.
+  template <class T>
+  const T* input(const char* name, const Tensor& t) const {
+    announce(t.const_data_ptr(), t.numel() * sizeof(T), name, false);
+    return data<T>(t);
+  }
+  template <class T>
+  const T* input(const char* name, const OptionalTensor& t) const {
+    return t ? input<T>(name, *t) : nullptr;
+  }
+  // A parameter in the compute type A or the type of x.
+  template <class A>
+  Parameter<A> parameter(const char* name, const OptionalTensor& t) const {
+    if (!t) return {};
+    announce(t->const_data_ptr(), t->numel() * t->element_size(), name, false);
+    return {t->const_data_ptr(), element_type(*t)};
+  }
+  // A running statistic, which is updated.
+  RunningStatistic running_statistic(const char* name, OptionalTensor& t) const {
+    if (!t) return {};
+    announce(t->const_data_ptr(), t->numel() * t->element_size(), name, false);
+    return {t->mutable_data_ptr(), element_type(*t)};
+  }
+
+  // New tensors on the device of x: results, and scratch, which is free for others once the kernels that were launched
+  // while it was held have run.
+  Tensor empty(const char* name, const std::vector<int64_t>& sizes, ScalarType dtype) const {
+    return announced(name, cbam_fused::empty(sizes, dtype, x_));
+  }
+  template <class A>
+  Tensor new_compute(const char* name, const std::vector<int64_t>& sizes) const {
+    return empty(name, sizes, compute_dtype<A>());
+  }
+  Tensor empty_like(const char* name, const Tensor& t) const { return announced(name, torch::stable::empty_like(t)); }
+
+ private:
+  static ElementType element_type(const Tensor& t) {
+    switch (t.scalar_type()) {
+      case ScalarType::Double:
+        return ElementType::kDouble;
+      case ScalarType::Half:
+        return ElementType::kHalf;
+      case ScalarType::BFloat16:
+        return ElementType::kBFloat16;
+      default:
+        return ElementType::kFloat;
+    }
+  }
+  static Tensor announced(const char* name, const Tensor& t) {
+    announce(t.const_data_ptr(), t.numel() * t.element_size(), name, true);
+    return t;
+  }
+
+  const Tensor x_;
+  std::optional<torch::stable::accelerator::DeviceGuard> guard_;
+  Stream stream_;
+};
+
+// Registers the function `name` as the operation of that name.
+#define CBAM_OPERATION(name) \
+  STABLE_TORCH_LIBRARY_IMPL(CBAM_NAMESPACE, CBAM_DISPATCH_KEY, m) { m.impl(#name, TORCH_BOX(&name)); }
+
+}  // namespace cbam_fused

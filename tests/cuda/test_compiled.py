@@ -1,0 +1,60 @@
+"""Every kernel of the library, for every architecture that it was built for: what it takes, how
+wide its accesses are.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from cbam_fused import library
+from tests.cuda.compiled import TABLED, Code, Kernel, code, table
+
+BUILT = [name for name in library.build.get("architectures", ()) if name.startswith("sm_")]
+TABLE = Path(__file__).with_name("resources.txt")
+
+pytestmark = pytest.mark.skipif(not BUILT, reason="the library has no CUDA code")
+
+
+def check_memory_of_its_own(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
+    """No registers are spilled, and no arrays lie in memory."""
+    own = compiled[kernel]
+    assert (own.resources.stack, own.resources.local) == (0, 0), kernel
+    assert not {"LDL", "STL"} & {kind for kind, _ in own.accesses}, kernel
+
+
+def check_kinds_of_memory(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
+    """The compiler knows of every access whether it is to device memory or to shared memory."""
+    assert not {"LD", "ST"} & {kind for kind, _ in compiled[kernel].accesses}, kernel
+
+
+def check_widths(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
+    """Where rows of x are whole vectors it is accessed by nothing less: of 16-bit elements none is
+    accessed singly. (Wider ones share their width with other tensors.)
+    """
+    own, other = compiled[kernel].accesses, compiled[kernel.unaligned()].accesses
+    assert ("LDG", 128) in own, kernel
+    assert not {("LDG", 128), ("STG", 128)} & set(other), kernel
+    if kernel.element in ("__half", "__nv_bfloat16"):
+        assert (("STG", 128) in own) == (("STG", 16) in other), kernel
+        assert min(bits for _, bits in own) >= 32, kernel
+
+
+@pytest.mark.parametrize("architecture", BUILT)
+def test_every_kernel(architecture):
+    compiled = code(architecture)
+    assert any(kernel.is_aligned for kernel in compiled)
+    for kernel in compiled:
+        check_memory_of_its_own(kernel, compiled)
+        check_kinds_of_memory(kernel, compiled)
+        if kernel.is_aligned:
+            check_widths(kernel, compiled)
+
+
+def test_the_table_is_that_of_the_library():
+    """After a change: ``python -m tests.cuda.compiled > tests/cuda/resources.txt``."""
+    if missing := [name for name in TABLED if name not in BUILT]:
+        pytest.skip(f"the library was not built for {', '.join(missing)}")
+    kept = TABLE.read_text()
+    if not kept.startswith(f"nvcc {library.build['cuda']}:"):
+        pytest.skip(f"the table is of another compiler than {library.build['cuda']}")
+    assert table() == kept

@@ -1,0 +1,49 @@
+// torch.ops.simt_sample.row_sums: a small operation on which the harness's Python side is tested.
+// x [rows, columns] fp32 contiguous; result [rows] fp32. One warp a row.
+#include <cuda_runtime.h>
+#include <platform.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+namespace simt_sample {
+
+using namespace cbam_fused;
+using torch::stable::Tensor;
+
+__global__ void row_sums_kernel(const float* x,  // [rows, columns]
+                                float* sums,     // [rows]
+                                int64_t columns) {
+  float sum = 0;
+  for (int64_t i = threadIdx.x; i < columns; i += blockDim.x) {
+    const float* p = x + blockIdx.x * columns + i;
+    note_load(p, sizeof *p);
+    sum += *p;
+  }
+  for (int by = warpSize / 2; by > 0; by /= 2) sum += __shfl_down_sync(0xffffffff, sum, by);
+  if (threadIdx.x > 0 || columns < 0) return;
+  note_store(sums + blockIdx.x, sizeof *sums);
+  sums[blockIdx.x] = sum;
+}
+
+// `claimed` columns are read: with more than x has, out of bounds. Fewer than none: nothing is stored.
+Tensor row_sums(Tensor x, int64_t claimed) {
+  Tensor sums = torch::stable::new_empty(x, {x.size(0)});
+  const auto in = static_cast<const float*>(x.const_data_ptr());
+  const auto out = static_cast<float*>(sums.mutable_data_ptr());
+  announce(in, x.numel() * sizeof(float), "x", false);
+  announce(out, sums.numel() * sizeof(float), "sums", true);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(x.size(0));
+  config.blockDim = dim3(warpSize);
+  const cudaError_t status = cudaLaunchKernelEx(&config, row_sums_kernel, in, out, claimed);
+  forget_announced();
+  STD_TORCH_CHECK(status == cudaSuccess, "row_sums: ", cudaGetErrorString(status));
+  return sums;
+}
+
+STABLE_TORCH_LIBRARY(simt_sample, m) { m.def("row_sums(Tensor x, int claimed) -> Tensor"); }
+STABLE_TORCH_LIBRARY_IMPL(simt_sample, CPU, m) { m.impl("row_sums", TORCH_BOX(&row_sums)); }
+
+}  // namespace simt_sample
