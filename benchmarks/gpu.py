@@ -33,10 +33,12 @@ from typing import Any
 
 import torch
 
+import cbam_fused
 from benchmarks import gates, plots, report
 from benchmarks.device import DeviceClock, copies, graphed
 from benchmarks.gates import DTYPES, LAYOUTS, MODES, SHAPES, Measurement
 from benchmarks.timing import Clock, Timing, interleave
+from cbam_fused import backends
 
 BATCHES = (64, 1)
 LAUNCHES = ("graph", "stream")
@@ -196,6 +198,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--launch", nargs="+", choices=LAUNCHES, default=LAUNCHES)
     parser.add_argument("--compiled", nargs="*", choices=COMPILED, default=tuple(COMPILED))
+    parser.add_argument("--backend", choices=backends.NAMES, help="default: the automatic choice")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda", 0))
     parser.add_argument("--repetitions", type=int, default=21)
     parser.add_argument("--min-time", type=float, default=0.001, help="seconds per measurement")
@@ -209,10 +212,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def results_path(folder: Path, device: str) -> Path:
-    """Today's file of a device."""
+def results_path(folder: Path, device: str, backend: str) -> Path:
+    """Today's file of a device and a backend."""
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    return folder / f"{name}-gates-{datetime.date.today().isoformat()}.json"
+    return folder / f"{name}-{backend}-gates-{datetime.date.today().isoformat()}.json"
 
 
 def earlier(path: Path, environment: dict[str, Any]) -> list[Measurement]:
@@ -232,7 +235,14 @@ def earlier(path: Path, environment: dict[str, Any]) -> list[Measurement]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    begin, options = time.monotonic(), parse(arguments)
+    options = parse(arguments)
+    with cbam_fused.use_backend(options.backend):
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures what `options` ask for; the exit status."""
+    begin = time.monotonic()
     if options.device.type == "cuda" and not torch.cuda.is_available():
         report.console.print("benchmarks.gpu: there is no GPU that PyTorch can use here")
         return 1
@@ -241,7 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
     environment = report.environment(options.device)
     report.console.print(report.heading(environment))
     device = environment.get("gpu in use", environment["cpu"])
-    path = results_path(options.output, device.get("name", "cpu"))
+    backend, _reason = backends.choose(options.device)
+    path = results_path(options.output, device.get("name", "cpu"), backend.name)
     measurements = earlier(path, environment) if options.resume else []
 
     axes = (options.batch, options.mode, options.dtype, options.layout, options.shape)
@@ -253,6 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     clock, errors = DeviceClock(options.device), []
     settings = {"repetitions": options.repetitions, "min_time_s": options.min_time}
+    settings["backend"] = backend.name
     with report.progress() as progress:
         task = progress.add_task("", total=len(configurations))
         while configurations and time.monotonic() - begin < options.time_limit:

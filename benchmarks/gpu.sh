@@ -134,22 +134,26 @@ phase_test() {
 }
 
 phase_sanitize() {
-  local tool status=0 check
+  local tool status=0 check backend usable
   sees_gpu "$run" || { echo "gpu.sh: there is no GPU that PyTorch can use here" >&2; return 1; }
   tool=$(command -v compute-sanitizer || command -v /usr/local/cuda/bin/compute-sanitizer) || {
     echo "compute-sanitizer is not here: skipped"
     return 0
   }
-  local gates=("$run" -m tests.fingerprint triton --device cuda --case odd light_even residual_relu)
-  # Without it first: the kernels are compiled, and the hashes are what the others must be.
-  limited "${gates[@]}" >build/gpu/plain.json || return
-  for check in memcheck racecheck; do
-    echo "$check"
-    # Every tensor gets memory of its own, so that what lies beyond its end is not another's.
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited "$tool" --tool "$check" --error-exitcode 1 \
-      --log-file "build/gpu/$check.log" "${gates[@]}" >"build/gpu/$check.json" || status=1
-    tail -n 40 "build/gpu/$check.log"
-    cmp build/gpu/plain.json "build/gpu/$check.json" || status=1
+  usable=$("$run" -c 'from tests.gpu import FUSED; print(*FUSED)') || return
+  for backend in $usable; do
+    local gates=("$run" -m tests.fingerprint "$backend" --device cuda --case odd light_even residual_relu)
+    local log=build/gpu/$backend
+    # Without it first: the kernels are compiled, and the hashes are what the others must be.
+    limited "${gates[@]}" >"$log-plain.json" || return
+    for check in memcheck racecheck synccheck initcheck; do
+      echo "$backend: $check"
+      # Every tensor gets memory of its own, so that what lies beyond its end is not another's.
+      PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited "$tool" --tool "$check" --error-exitcode 1 \
+        --log-file "$log-$check.log" "${gates[@]}" >"$log-$check.json" || status=1
+      tail -n 40 "$log-$check.log"
+      cmp "$log-plain.json" "$log-$check.json" || status=1
+    done
   done
   return "$status"
 }

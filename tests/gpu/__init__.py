@@ -6,20 +6,26 @@ Without a GPU each file is skipped, with the reason.
 import pytest
 import torch
 
-from cbam_fused import triton_backend
+from cbam_fused import backends
 
 
-def reason() -> str:
-    """Why nothing can be tested here; empty where it can."""
+def _fused() -> tuple[str, ...]:
     if not torch.cuda.is_available():
-        return "there is no GPU that PyTorch can use"
-    return triton_backend.unusable(torch.device("cuda", 0))
+        return ()
+    usable = backends.available(torch.device("cuda", 0))
+    return tuple(name for name in usable if name != "reference")
 
 
-def require_gpu() -> None:
-    """Skips the file that calls this where there is no GPU."""
-    if why := reason():
-        pytest.skip(why, allow_module_level=True)
+FUSED = _fused()
+"""The backends under test."""
+
+
+def require_gpu(*names: str) -> None:
+    """Skips the file that calls this where there is no GPU, or where it has not these backends."""
+    if not FUSED:
+        pytest.skip("there is no GPU that PyTorch can use", allow_module_level=True)
+    if missing := sorted(set(names) - set(FUSED)):
+        pytest.skip(f"not usable here: {', '.join(missing)}", allow_module_level=True)
 
 
 def bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""Tests of this folder run on the GPU: it is the default device, and Triton the only backend."""
+"""Tests of this folder run on the GPU: it is the default device, and the backends are
+those of a GPU.
+"""
 
 import os
 
@@ -7,6 +9,7 @@ import torch
 
 from cbam_fused import backends
 from tests import test_ops
+from tests.gpu import FUSED
 
 # For PyTorch's own matrix products in deterministic mode; read when CUDA is first used.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -40,7 +43,7 @@ def nothing_drawn_elsewhere():
     test_ops.draws.cache_clear()
 
 
-@pytest.fixture(params=["triton"])
+@pytest.fixture(params=FUSED)
 def backend(request) -> backends.Backend:
     return backends.get(request.param)
 

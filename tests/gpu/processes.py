@@ -1,4 +1,4 @@
-"""``python -m tests.gpu.processes fork|spawn``: a gate in a process started in that way.
+"""``python -m tests.gpu.processes fork|spawn BACKEND``: a gate in a process started in that way.
 
 Prints the hashes of its results as JSON. The process that starts it has imported the package and
 called a gate on the CPU, and has not used CUDA.
@@ -19,24 +19,24 @@ from tests.fingerprint import everything, fingerprint
 NAME = "residual_relu"
 
 
-def hashes() -> dict[str, str]:
+def hashes(backend: str) -> dict[str, str]:
     """Of a gate on the GPU."""
     with torch.device("cuda"):
         gate = BY_NAME[NAME].gate(torch.bfloat16)
-    return fingerprint(everything(backends.get("triton"), gate))
+    return fingerprint(everything(backends.get(backend), gate))
 
 
-def _child(connection) -> None:
-    connection.send(hashes())
+def _child(connection, backend: str) -> None:
+    connection.send(hashes(backend))
 
 
-def main(method: str) -> None:
+def main(method: str, backend: str) -> None:
     torch.set_num_threads(1)  # a forked process must not meet a pool of threads that it lacks
     call(cbam_fused.cbam, BY_NAME[NAME].gate())
     assert not torch.cuda.is_initialized()
     context = multiprocessing.get_context(method)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender,))
+    process = context.Process(target=_child, args=(sender, backend))
     process.start()
     sender.close()
     received = receiver.recv()

@@ -12,6 +12,14 @@ from tests.gpu import require_gpu
 
 require_gpu()
 
+
+@pytest.fixture(autouse=True)
+def chosen(backend):
+    """Every test here runs with every backend."""
+    with cbam_fused.use_backend(backend.name):
+        yield
+
+
 LAYOUTS = ("nchw", "channels_last")
 SHAPE = (4, 64, 14, 14)
 

@@ -11,6 +11,13 @@ from tests.gpu import require_gpu
 require_gpu()
 
 
+@pytest.fixture(autouse=True)
+def chosen(backend):
+    """Every test here runs with every backend."""
+    with cbam_fused.use_backend(backend.name):
+        yield
+
+
 @pytest.mark.parametrize("name", GATES)
 def test_every_known_gate_is_proven_equal(name):
     """`fuse_` compares forward and backward, in both modes and layouts, on the module's device."""

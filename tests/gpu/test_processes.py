@@ -13,13 +13,13 @@ require_gpu()
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_process(method):
+def test_a_process(method, fused):
     process = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.processes", method],
+        [sys.executable, "-m", "tests.gpu.processes", method, fused.name],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert process.returncode == 0, process.stdout + process.stderr
-    assert json.loads(process.stdout) == processes.hashes()
+    assert json.loads(process.stdout) == processes.hashes(fused.name)

@@ -9,7 +9,7 @@ import torch
 from cbam_fused import backends
 from tests.cases import BY_NAME
 from tests.fingerprint import everything
-from tests.gpu import bits, require_gpu
+from tests.gpu import FUSED, bits, require_gpu
 
 require_gpu()
 
@@ -84,6 +84,6 @@ def test_the_device_of_x_need_not_be_the_current_one(fused, layout):
         assert torch.equal(bits(value).cpu(), bits(expected[name]).cpu()), name
 
 
-def test_triton_is_the_choice():
+def test_the_best_is_the_choice():
     backend, reason = backends.choose(torch.device("cuda"))
-    assert backend.name == "triton", reason
+    assert backend.name == FUSED[0], reason

@@ -11,7 +11,7 @@ from cbam_fused.testing import check_gate
 from tests.cases import BY_NAME
 from tests.gpu import require_gpu
 
-require_gpu()
+require_gpu("triton")
 
 import triton  # noqa: E402
 
@@ -24,6 +24,8 @@ tuning = importlib.import_module("cbam_fused.warmup")  # the package's attribute
 @pytest.fixture(autouse=True)
 def own_table(monkeypatch):
     monkeypatch.setattr(configurations, "_tuned", {})
+    with cbam_fused.use_backend("triton"):
+        yield
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
