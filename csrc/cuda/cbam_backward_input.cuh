@@ -134,8 +134,7 @@ __device__ inline A input_gradient(const Pool& pool, A grad, A x, const ChannelT
 }
 
 template <class T, bool kAligned, bool kChannelsLast, Ties ties, bool kPowers>
-__global__ void __launch_bounds__(kTileThreads, kPowers ? 2 : kTileBlocks<T>)
-    input_gradient_kernel(InputGradient<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks) input_gradient_kernel(InputGradient<T> p) {
   using A = Compute<T>;
   using Channel = ChannelTerms<A, ties, kPowers>;
   using Pixel = PixelTerms<A, ties>;

@@ -35,7 +35,7 @@ struct BackwardReduce {
 };
 
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) reduce_products_kernel(BackwardReduce<T> p) {
+__global__ void __launch_bounds__(kTileThreads) reduce_products_kernel(BackwardReduce<T> p) {
   using A = Compute<T>;
   constexpr int kWidth = kElements<T, kAligned>;
   constexpr int kUnroll = kAligned ? 2 : 4;

@@ -30,8 +30,13 @@ struct MapsBackward {
   A* channel_parts;             // [N, pixel tiles, C], out
 };
 
+// Blocks that a multiprocessor holds at least. The compiler would give the kernel so few registers that some spill;
+// three blocks leave too few where a thread has the gradients of eight pixels, or numbers of two registers.
+template <class T, bool kChannelsLast>
+constexpr int kMapsBlocks = sizeof(T) == 4 || (sizeof(T) == 2 && kChannelsLast) ? 3 : kTileBlocks;
+
 template <class T, bool kAligned, bool kChannelsLast, Ties ties>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks<T>) maps_backward_kernel(MapsBackward<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kMapsBlocks<T, kChannelsLast>) maps_backward_kernel(MapsBackward<T> p) {
   using A = Compute<T>;
   constexpr int kWidth = kElements<T, kAligned>;
   constexpr int kUnroll = 4;

@@ -71,7 +71,7 @@ struct MlpBackward {
 };
 
 template <class W>
-__global__ void __launch_bounds__(kTileThreads) gate_backward_kernel(MlpBackward<W> p) {
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks) gate_backward_kernel(MlpBackward<W> p) {
   using A = Compute<W>;
   SHARED_ARRAY(A, grad, kGateSamples * kGateChannels);
   SHARED_ARRAY(A, room, kGateSamples * kTileThreads);
@@ -226,7 +226,7 @@ struct ParameterBlocks {
 };
 
 template <class W>
-__global__ void __launch_bounds__(kTileThreads, kTileBlocks<W>)
+__global__ void __launch_bounds__(kTileThreads, kTileBlocks)
     parameter_gradients_kernel(MlpBackward<W> p, ParameterBlocks blocks) {
   using A = Compute<W>;
   SHARED_ARRAY(A, room, kOuterVectors * (kOuterRows + kOuterColumns));

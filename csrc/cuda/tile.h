@@ -17,9 +17,9 @@ namespace cbam_fused {
 
 constexpr int kTileThreads = 256;
 constexpr int kTileWarps = kTileThreads / kWarp;
-// Blocks that a multiprocessor should hold, which limits a kernel's registers: these have enough loads in flight.
-template <class T>
-constexpr int kTileBlocks = sizeof(T) == 8 ? 2 : 3;
+// Blocks that a multiprocessor holds at least, for kernels which the compiler would otherwise give so few registers
+// that some spill.
+constexpr int kTileBlocks = 2;
 constexpr int kMostTileRows = 512;
 constexpr int kRowsPerThread = 16;
 

@@ -47,13 +47,17 @@ def environment(mode: str) -> dict[str, str]:
     return {**os.environ, **added}
 
 
-@functools.cache
 def load(operations: str = "cuda") -> ModuleType:
     """The module `simt_kernels`, built if need be; its operations are then registered.
 
     With "sample" it is another one, with settings and counts of its own and the operation of
     ``sample.cu``.
     """
+    return _load(operations)
+
+
+@functools.cache
+def _load(operations: str) -> ModuleType:
     path = build.module_path(MODE, operations)
     build.build(path)
     if operations == "cuda":
