@@ -16,13 +16,13 @@ from pathlib import Path
 # the driver of a later GPU translates.
 ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
-# A kernel that needs more registers than there are, or an array in memory of its own, is an error.
-# No contraction: see FLAGS of setup.py.
+# Of a kernel that needs more registers than there are, or an array in memory of its own, there is a
+# warning (tests/cuda allows none). No contraction: see FLAGS of setup.py.
 FLAGS = (
     "-fmad=false",
     "--expt-relaxed-constexpr",
     "-Xfatbin=-compress-all",
-    "-Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error",
+    "-Xptxas=--warn-on-spills,--warn-on-local-memory-usage",
 )
 
 

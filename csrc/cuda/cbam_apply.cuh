@@ -72,28 +72,20 @@ __global__ void __launch_bounds__(kTileThreads, 3) apply_kernel(Apply<T> p) {
 #pragma unroll
     for (int k = 0; k < kRowsAtOnce; ++k) x[k] = tile.load_row(p.x, first + k * tile.lines);
 #pragma unroll
-    for (int half = 0; half < kRowsAtOnce; half += kRowsAtOnce / 2) {  // the residual's rows would fill the registers
-      Elements<T, kAligned> residual[kRowsAtOnce / 2];
-      if (p.residual) {
+    for (int k = 0; k < kRowsAtOnce; ++k) {
+      const int row = first + k * tile.lines;
+      if (row >= tile.rows) break;
+      Elements<T, kAligned> residual, y;  // several rows of the residual at once would fill the registers
+      if (p.residual) residual = tile.load_row(p.residual, row);
+      const A row_gate = kChannelsLast ? spatial_gate[row] : load(channel_gate + row);
 #pragma unroll
-        for (int k = 0; k < kRowsAtOnce / 2; ++k)
-          residual[k] = tile.load_row(p.residual, first + (half + k) * tile.lines);
+      for (int i = 0; i < kCount; ++i) {
+        A value = to_compute(x[k].values[i]);
+        value = kChannelsLast ? value * column_gate[i] * row_gate : value * row_gate * column_gate[i];
+        if (p.residual) value += to_compute(residual.values[i]);
+        y.values[i] = rounded<T>(activate(value, p.activation));
       }
-#pragma unroll
-      for (int k = 0; k < kRowsAtOnce / 2; ++k) {
-        const int row = first + (half + k) * tile.lines;
-        if (row >= tile.rows) break;
-        const A row_gate = kChannelsLast ? spatial_gate[row] : load(channel_gate + row);
-        Elements<T, kAligned> y;
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          A value = to_compute(x[half + k].values[i]);
-          value = kChannelsLast ? value * column_gate[i] * row_gate : value * row_gate * column_gate[i];
-          if (p.residual) value += to_compute(residual[k].values[i]);
-          y.values[i] = rounded<T>(activate(value, p.activation));
-        }
-        tile.store_row(p.y, row, y);
-      }
+      tile.store_row(p.y, row, y);
     }
   }
 }

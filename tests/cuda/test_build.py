@@ -165,9 +165,9 @@ __global__ void kernel(float* p, int n) {
     [(SPILLS, "Registers are spilled"), (ARRAY_IN_MEMORY, "Local memory used")],
     ids=["spills", "array_in_memory"],
 )
-def test_memory_of_a_threads_own_is_an_error(tmp_path, source, message):
+def test_memory_of_a_threads_own_is_warned_of(tmp_path, source, message):
     (tmp_path / "kernel.cu").write_text(source)
     command = ["nvcc", *build_cuda.FLAGS, "-arch=sm_90", "-cubin", "kernel.cu", "-o", "kernel"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert process.returncode != 0
+    assert process.returncode == 0
     assert message in process.stdout + process.stderr
