@@ -66,7 +66,10 @@ _TESTS = {
     ),
     "test_errors.py": (r"test_pool_types_in_any_order.*",),
     "test_autocast.py": (r".*\[(triton|cuda).*",),
-    "test_parameter_dtypes.py": (r"test_a_wider_copy.*(plain|frozen)-.*",),
+    # Not of the MLP: the interpreter rounds its gradients to 16 bits in another way than PyTorch.
+    "test_parameter_dtypes.py": (
+        r"test_a_wider_copy_gives_the_same\[(?!.*mlp).*(plain|frozen)-.*",
+    ),
 }
 
 

@@ -80,7 +80,7 @@ struct ConvolutionBackward {
   static constexpr int kMostRoom = 3072;
 };
 
-constexpr int kTapsAtOnce = 7;
+constexpr int kTapsAtOnce = 4;
 
 // Adds to the weight gradients of one row of taps: a warp, each lane of which has every 32nd pixel.
 template <class A>

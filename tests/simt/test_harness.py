@@ -196,24 +196,43 @@ def test_the_backend_has_every_operation(name):
     assert str(operation._schema) == f"cbam_fused_simt::{name}" + SCHEMAS[name].replace('"', "")
 
 
-PYTHON = """
-import torch
-from tests.simt import harness
-
-harness.load("sample")
-x = torch.ones(3, 40)
-assert torch.equal(torch.ops.simt_sample.row_sums(x, 40), x.sum(1))
-"""
-
-
-@pytest.mark.parametrize("mode", build.MODES)
-def test_every_mode_runs_in_python(mode):
-    done = subprocess.run(
-        [sys.executable, "-c", PYTHON],
+def run_python(mode: str, code: str) -> subprocess.CompletedProcess:
+    """The code in a Python process with this mode, after `load`."""
+    load = "import torch; from tests.simt import harness; harness.load('sample')\n"
+    return subprocess.run(
+        [sys.executable, "-c", load + code],
         cwd=build.ROOT,
         env=harness.environment(mode),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.mark.parametrize("mode", build.MODES)
+def test_every_mode_runs_in_python(mode):
+    done = run_python(
+        mode,
+        "x = torch.ones(3, 40)\n"
+        "assert torch.equal(torch.ops.simt_sample.row_sums(x, 40), x.sum(1))\n",
+    )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("mode", "error", "message"),
+    [
+        ("access", "out_of_bounds", "outside of what is declared in shared memory"),
+        ("address", "out_of_bounds", "AddressSanitizer: use-after-poison"),
+        ("thread", "race", "ThreadSanitizer: data race"),
+    ],
+)
+def test_what_only_a_mode_finds_is_found_in_python(mode, error, message):
+    code = (
+        "with harness.settings('sample', resident=0):\n"
+        f"    torch.ops.simt_sample.broken(torch.zeros(1), '{error}')\n"
+    )
+    assert run_python("plain", code).returncode == 0
+    done = run_python(mode, code)
+    assert done.returncode != 0
+    assert message in done.stdout, done.stdout
