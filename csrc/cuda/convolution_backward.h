@@ -80,6 +80,7 @@ struct ConvolutionBackward {
   static constexpr int kMostRoom = 3072;
 };
 
+// Taps of a row whose gradients a lane adds up at the same time.
 constexpr int kTapsAtOnce = 4;
 
 // Adds to the weight gradients of one row of taps: a warp, each lane of which has every 32nd pixel.
