@@ -7,6 +7,7 @@
 
 #include "runtime/global_memory.h"
 #include "runtime/launch.h"
+#include "runtime/reuse.h"
 #include "runtime/settings.h"
 
 namespace py = pybind11;
@@ -20,13 +21,15 @@ simt::Order order_named(const std::string& name) {
   throw std::invalid_argument("order must be ascending, descending or random; got " + name);
 }
 
-void configure(const std::string& order, uint64_t seed, unsigned resident, bool count_sectors, uint8_t fill) {
-  simt::settings = {order_named(order), seed, resident, count_sectors, fill};
+void configure(const std::string& order, uint64_t seed, unsigned resident, bool count_sectors, bool count_reuse,
+               uint8_t fill, unsigned repeat) {
+  simt::settings = {order_named(order), seed, resident, count_sectors, count_reuse, fill, repeat};
 }
 
 void reset() {
   simt::reset_traffic();
   simt::reset_launches();
+  simt::reset_reuse();
   simt::forget_announced();
 }
 
@@ -46,9 +49,13 @@ PYBIND11_MODULE(simt_kernels, m) {
       .def_readonly("cluster", &simt::LaunchRecord::cluster)
       .def_readonly("dynamic_bytes", &simt::LaunchRecord::dynamic_bytes);
   m.def("configure", &configure, py::kw_only(), py::arg("order") = "ascending", py::arg("seed") = 0,
-        py::arg("resident") = 1, py::arg("count_sectors") = false, py::arg("fill") = 0xff,
+        py::arg("resident") = 1, py::arg("count_sectors") = false, py::arg("count_reuse") = false,
+        py::arg("fill") = 0xff, py::arg("repeat") = 1,
         "How launches are run from now on; runtime/settings.h says what is what.");
   m.def("traffic", &simt::traffic, "By name of the tensor, since the last reset.");
+  m.def("reuse", &simt::reuse,
+        "By name of the tensor, since the last reset: the bytes that were touched between two uses of a sector of it, "
+        "at most; runtime/reuse.h says more.");
   m.def("launches", &simt::launches, "Since the last reset, in order.");
   m.def("reset", &reset, "Forgets what was counted.");
 }

@@ -7,6 +7,7 @@
 #include "planted/case.h"
 #include "runtime/global_memory.h"
 #include "runtime/launch.h"
+#include "runtime/reuse.h"
 #include "runtime/settings.h"
 
 namespace planted {
@@ -41,9 +42,10 @@ constexpr Schedule kSchedules[] = {
 void run(const planted::Run& body) {
   planted::Result first;
   for (const auto& [order, seed, resident] : kSchedules) {
-    simt::settings = {order, seed, resident, true, 0xff};
+    simt::settings = {order, seed, resident, true, false, 0xff, 1};
     simt::reset_traffic();
     simt::reset_launches();
+    simt::reset_reuse();
     planted::Result result;
     try {
       result = body();

@@ -31,6 +31,10 @@ SOUND = (
     "coalesced_copy",
     "strided_copy",
     "launch_errors",
+    "repeated",
+    "copied_twice",
+    "shared_with_next",
+    "memory_of_another",
 )
 
 
@@ -84,6 +88,7 @@ PLANTED = {
     "wait_for_larger_ticket": Planted("deadlock: 1 threads of block 0 wait for a flag at flags.cu"),
     "never_signalled": Planted("deadlock: 1 threads of block 1 wait for a flag at flags.cu"),
     "signal_before_store": Planted(NAN, thread=THREAD_RACE),
+    "relies_on_cleared_memory": Planted("another result where it is launched twice"),
 }
 
 
@@ -154,6 +159,29 @@ def test_traffic_and_launches_are_counted(x):
     assert traffic["x"].loaded_sectors == sum(sectors)
     assert traffic["sums"].stored_sectors == 5
     assert (launch.kernel, launch.blocks, launch.threads) == ("simt_sample::row_sums_kernel", 5, 32)
+
+
+def test_distances_of_reuse_are_counted(x):
+    """Sectors that rows share are used by two blocks, and all of x by two launches.
+
+    Between the two uses of its last sector that lie farthest apart there are its other 48 and the
+    one of either result; between two blocks' uses of that one, a row's sectors: 11 at most.
+    """
+    with harness.settings("sample", count_reuse=True) as kernels:
+        results = [row_sums(x, 77) for _ in range(2)]
+        reuse = kernels.reuse()
+        kernels.reset()
+        assert kernels.reuse() == {}
+    assert results[0].data_ptr() // 32 != results[1].data_ptr() // 32
+    assert x.data_ptr() % 32 == 0
+    assert reuse == {"x": 32 * 50, "sums": 32 * 11}
+
+
+def test_launches_are_repeated(x):
+    with harness.settings("sample", repeat=3) as kernels:
+        assert torch.equal(row_sums(x, 77), x.sum(1))
+        assert kernels.traffic()["x"].loaded == 3 * x.nbytes
+        assert len(kernels.launches()) == 1
 
 
 def test_counts_begin_anew(x):

@@ -1,8 +1,11 @@
 // Launches: every thread runs once in whatever shape, and configurations that the device refuses.
 #include "../runtime/launch.h"
+#include "../runtime/settings.h"
 #include "case.h"
 
 namespace planted::launches {
+
+constexpr int kColumns = 8;
 
 __global__ void visit_kernel(float* visits) {  // [gridDim, blockDim], each in the order z, y, x
   const unsigned block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
@@ -86,11 +89,46 @@ Result collectives() {
   });
 }
 
+// Adds up each row of x, from 0 or from what it finds in `sums`: as if nobody had used that memory since it was
+// cleared.
+template <bool from_zero>
+__global__ void add_kernel(const float* x,  // [blocks, kColumns]
+                           float* sums) {   // [blocks]
+  if (threadIdx.x > 0) return;
+  float sum = from_zero ? 0 : load(sums + blockIdx.x);
+  for (int i = 0; i < kColumns; ++i) sum += load(x + blockIdx.x * kColumns + i);
+  store(sums + blockIdx.x, sum);
+}
+
+template <bool from_zero>
+Result add(unsigned repeat) {
+  constexpr size_t kRows = 4;
+  Buffer<float> x("x", kRows * kColumns, [](size_t i) { return i + 1; });
+  Buffer<float> sums("sums", kRows, [](size_t) { return 0; });
+  simt::settings.repeat = repeat;
+  const size_t before = simt::launches().size();
+  launch(add_kernel<from_zero>, {kRows, 32}, static_cast<const float*>(x.get()), sums.get());
+  expect_equal("launches", simt::launches().size(), before + 1);
+  Result result;
+  for (size_t i = 0; i < kRows; ++i) result.push_back(sums[i]);
+  cbam_fused::forget_announced();
+  return result;
+}
+
+template <bool from_zero>
+Result repeated() {
+  const Result once = add<from_zero>(1), twice = add<from_zero>(2);
+  if (once != twice) throw std::runtime_error("another result where it is launched twice");
+  return once;
+}
+
 const Case kCases[] = {
     {"visit", visit},
     {"refused", refused},
     {"dynamic_shared", dynamic_shared},
     {"collectives", collectives},
+    {"repeated", repeated<true>},
+    {"relies_on_cleared_memory", repeated<false>},
 };
 
 }  // namespace planted::launches

@@ -6,13 +6,13 @@
 #include <vector>
 
 #include "grid.h"
+#include "reuse.h"
 #include "sanitizers.h"
 #include "settings.h"
 
 namespace simt {
 namespace {
 
-constexpr uintptr_t kSectorBytes = 32;
 constexpr size_t kWidestAccess = 16;
 
 struct Range {
@@ -94,6 +94,8 @@ void note_access(const void* p, size_t bytes, bool store) {
   if (settings.count_sectors)
     (store ? range->traffic->stored_sectors : range->traffic->loaded_sectors) +=
         new_sectors(address, bytes, __builtin_return_address(0));
+  // No access leaves its sector: it is aligned, and not wider.
+  if (settings.count_reuse) note_touch(address / kSectorBytes, range->name);
   current->noted_begin = address;
   current->noted_end = address + bytes;
   current->noted_left = bytes;

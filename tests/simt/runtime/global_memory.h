@@ -8,6 +8,8 @@
 
 namespace simt {
 
+constexpr uintptr_t kSectorBytes = 32;
+
 struct Traffic {
   uint64_t loaded = 0, stored = 0;                  // bytes
   uint64_t loaded_sectors = 0, stored_sectors = 0;  // of 32 bytes, counted once for each request of a warp

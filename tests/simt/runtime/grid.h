@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "fiber.h"
@@ -84,7 +85,8 @@ struct Block {
   uint32_t mapped_in;  // the cluster's epoch in which a peer last took the address of its shared memory
   unsigned syncs;
   char tokens[2];
-  char reuse;  // token between blocks that use this one's memory in turn
+  char reuse;                             // token between blocks that use this one's memory in turn
+  std::unordered_set<uintptr_t> touched;  // sectors, while settings.count_reuse is set
 };
 
 struct Cluster {

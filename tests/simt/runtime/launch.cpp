@@ -10,6 +10,7 @@
 
 #include "grid.h"
 #include "scheduler.h"
+#include "settings.h"
 #include "shared_memory.h"
 
 namespace simt {
@@ -79,7 +80,7 @@ cudaError_t launch_kernel(const cudaLaunchConfig_t& config, const void* kernel, 
   const auto volume = [](dim3 d) { return d.x * d.y * d.z; };
   records.push_back(
       {launch.kernel, volume(launch.grid), volume(launch.block), volume(launch.cluster), launch.dynamic_bytes});
-  run(launch);
+  for (unsigned i = 0; i < settings.repeat; ++i) run(launch);
   return cudaSuccess;
 }
 

@@ -19,8 +19,8 @@ struct LaunchRecord {
 const std::vector<LaunchRecord>& launches();
 void reset_launches();
 
-// Runs the kernel before it returns. A configuration that the device refuses is an error code, as there; what the
-// kernel does wrong is thrown as std::runtime_error.
+// Runs the kernel before it returns, as often as settings.repeat says: one launch, for those who count. A configuration
+// that the device refuses is an error code, as there; what the kernel does wrong is thrown as std::runtime_error.
 cudaError_t launch_kernel(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> body);
 
 }  // namespace simt

@@ -114,6 +114,7 @@ class Run {
     block.size = block.live = volume(launch->block);
     block.arrived = block.votes = block.syncs = 0;
     block.mapped_in = 0;
+    block.touched.clear();
     block.epoch = next_epoch();
     block.warps.assign((block.size + kWarpSize - 1) / kWarpSize, Warp{});
     for (unsigned i = 0; i < block.size; ++i) {
