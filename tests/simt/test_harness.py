@@ -35,6 +35,7 @@ SOUND = (
     "copied_twice",
     "shared_with_next",
     "memory_of_another",
+    "interleaved",
 )
 
 
@@ -89,6 +90,12 @@ PLANTED = {
     "never_signalled": Planted("deadlock: 1 threads of block 1 wait for a flag at flags.cu"),
     "signal_before_store": Planted(NAN, thread=THREAD_RACE),
     "relies_on_cleared_memory": Planted("another result where it is launched twice"),
+    "relies_on_being_alone": Planted(
+        "deadlock: 1 threads of block 0 of launch 1 wait for a flag at streams.cu:.*"
+        "; 1 threads of block 0 of launch 2 wait for a flag"
+    ),
+    "share_scratch": Planted(thread=THREAD_RACE),
+    "one_stream": Planted("two launches on one stream"),
 }
 
 

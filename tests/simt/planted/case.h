@@ -70,6 +70,7 @@ struct Grid {
   unsigned blocks, threads;
   unsigned cluster = 1;      // blocks of a cluster
   size_t dynamic_bytes = 0;  // of shared memory
+  cudaStream_t stream = nullptr;
 };
 
 template <class... Parameters, class... Arguments>
@@ -82,6 +83,7 @@ cudaError_t try_launch(void (*kernel)(Parameters...), const Grid& grid, Argument
   config.gridDim = dim3(grid.blocks);
   config.blockDim = dim3(grid.threads);
   config.dynamicSmemBytes = grid.dynamic_bytes;
+  config.stream = grid.stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, arguments...);

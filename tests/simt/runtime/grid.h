@@ -1,7 +1,7 @@
-// The threads of a running launch: warps in blocks in clusters. A grid without clusters has clusters of one block.
+// The threads of running launches: warps in blocks in clusters. A grid without clusters has clusters of one block.
 #pragma once
 
-#include <vector_types.h>
+#include <driver_types.h>
 
 #include <array>
 #include <cstdint>
@@ -89,7 +89,16 @@ struct Block {
   std::unordered_set<uintptr_t> touched;  // sectors, while settings.count_reuse is set
 };
 
+struct Launch {
+  std::string kernel;
+  dim3 grid, block, cluster;
+  size_t dynamic_bytes;  // of shared memory
+  cudaStream_t stream;
+  std::function<void()> body;
+};
+
 struct Cluster {
+  const Launch* launch;
   std::vector<Block*> blocks;
   unsigned live;  // threads
   unsigned arrived;
@@ -98,15 +107,8 @@ struct Cluster {
   char tokens[2];
 };
 
-struct Launch {
-  std::string kernel;
-  dim3 grid, block, cluster;
-  size_t dynamic_bytes;  // of shared memory
-  std::function<void()> body;
-};
-
 inline Thread* current = nullptr;       // the thread that runs; null in host code
-inline const Launch* launch = nullptr;  // the launch that runs
+inline const Launch* launch = nullptr;  // its launch
 inline uint32_t last_epoch = 0;
 
 inline uint32_t next_epoch() { return ++last_epoch; }

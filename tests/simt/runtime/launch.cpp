@@ -6,6 +6,8 @@
 
 #include <cstdlib>
 #include <map>
+#include <set>
+#include <stdexcept>
 #include <utility>
 
 #include "grid.h"
@@ -68,20 +70,45 @@ cudaError_t check(const Launch& launch, const void* kernel) {
   return launch.dynamic_bytes <= most ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+std::vector<Launch>* enqueued = nullptr;  // within run_together: what is to be run
+
+void run_repeatedly(const std::vector<Launch>& launches) {
+  for (unsigned i = 0; i < settings.repeat; ++i) run(launches);
+}
+
 }  // namespace
 
 const std::vector<LaunchRecord>& launches() { return records; }
 void reset_launches() { records.clear(); }
 
 cudaError_t launch_kernel(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> body) {
-  const Launch launch = {name_of(kernel),    config.gridDim,          config.blockDim,
-                         cluster_of(config), config.dynamicSmemBytes, std::move(body)};
+  Launch launch = {name_of(kernel),         config.gridDim, config.blockDim, cluster_of(config),
+                   config.dynamicSmemBytes, config.stream,  std::move(body)};
   if (const cudaError_t status = check(launch, kernel); status != cudaSuccess) return last_error = status;
   const auto volume = [](dim3 d) { return d.x * d.y * d.z; };
   records.push_back(
       {launch.kernel, volume(launch.grid), volume(launch.block), volume(launch.cluster), launch.dynamic_bytes});
-  for (unsigned i = 0; i < settings.repeat; ++i) run(launch);
+  if (enqueued)
+    enqueued->push_back(std::move(launch));
+  else
+    run_repeatedly({std::move(launch)});
   return cudaSuccess;
+}
+
+void run_together(const std::function<void()>& enqueue) {
+  std::vector<Launch> launches;
+  enqueued = &launches;
+  try {
+    enqueue();
+  } catch (...) {
+    enqueued = nullptr;
+    throw;
+  }
+  enqueued = nullptr;
+  std::set<cudaStream_t> streams;
+  for (const Launch& launch : launches)
+    if (!streams.insert(launch.stream).second) throw std::runtime_error("run_together: two launches on one stream");
+  run_repeatedly(launches);
 }
 
 }  // namespace simt

@@ -23,4 +23,8 @@ void reset_launches();
 // that the device refuses is an error code, as there; what the kernel does wrong is thrown as std::runtime_error.
 cudaError_t launch_kernel(const cudaLaunchConfig_t& config, const void* kernel, std::function<void()> body);
 
+// Runs what the function launches when the function has returned, all at a time, as streams may: each launch must be on
+// a stream of its own.
+void run_together(const std::function<void()>& enqueue);
+
 }  // namespace simt

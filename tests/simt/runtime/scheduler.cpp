@@ -19,7 +19,7 @@
 namespace simt {
 namespace {
 
-std::string error;  // of the kernel that runs
+std::string error;  // of a kernel that runs
 
 // Clusters, blocks and threads, with their stacks, serve one launch after another.
 struct Slot {
@@ -29,6 +29,8 @@ struct Slot {
 std::vector<std::unique_ptr<Slot>> slots;
 
 unsigned volume(dim3 d) { return d.x * d.y * d.z; }
+unsigned clusters_of(const Launch& of) { return volume(of.grid) / volume(of.cluster); }
+Index3 extent(dim3 d) { return {Index(d.x), Index(d.y), Index(d.z)}; }
 Index3 position(unsigned flat, dim3 d) { return {Index(flat % d.x), Index(flat / d.x % d.y), Index(flat / d.x / d.y)}; }
 
 char launch_token, end_token;
@@ -44,16 +46,22 @@ void thread_main() {
 
 class Run {
  public:
-  explicit Run(const Launch& what) : random_(settings.seed) {
-    const unsigned blocks = volume(what.cluster);
-    const unsigned clusters = volume(what.grid) / blocks;
-    const unsigned fitting = std::min(kMaxResidentBlocks / blocks, kMaxFibers / (blocks * volume(what.block)));
+  explicit Run(const std::vector<Launch>& launches) : launches_(launches), random_(settings.seed) {
+    unsigned clusters = 0, threads = 1;  // of all launches; of the largest cluster
+    for (const Launch& each : launches) {
+      clusters += clusters_of(each);
+      slot_blocks_ = std::max(slot_blocks_, volume(each.cluster));
+      threads = std::max(threads, volume(each.cluster) * volume(each.block));
+    }
+    const unsigned fitting = std::min(kMaxResidentBlocks / slot_blocks_, kMaxFibers / threads);
     const unsigned resident = std::min({clusters, fitting, settings.resident ? settings.resident : clusters});
     while (slots.size() < resident) slots.push_back(std::make_unique<Slot>());
     free_.resize(resident);
     std::iota(free_.rbegin(), free_.rend(), 0u);
-    to_start_.resize(clusters);
-    std::iota(to_start_.rbegin(), to_start_.rend(), 0u);  // taken from the end
+    for (unsigned i = 0; to_start_.size() < clusters; ++i)
+      for (const Launch& each : launches)
+        if (i < clusters_of(each)) to_start_.push_back({&each, i});
+    std::reverse(to_start_.begin(), to_start_.end());  // taken from the end
     arrange(to_start_);
     release(&launch_token);
   }
@@ -72,7 +80,8 @@ class Run {
 
   void for_blocks(const std::function<void(Block&)>& visit) {
     for (const unsigned slot : resident_)
-      for (Block* block : slots[slot]->cluster.blocks) visit(*block);
+      if (slots[slot]->cluster.launch == launch)
+        for (Block* block : slots[slot]->cluster.blocks) visit(*block);
   }
 
  private:
@@ -83,18 +92,20 @@ class Run {
   }
 
   void start_cluster() {
-    const unsigned index = to_start_.back(), slot = free_.back();
+    const auto [what, index] = to_start_.back();
+    const unsigned slot = free_.back();
     to_start_.pop_back();
     free_.pop_back();
     resident_.push_back(slot);
-    const dim3 shape = launch->cluster;
-    const dim3 clusters(launch->grid.x / shape.x, launch->grid.y / shape.y, launch->grid.z / shape.z);
+    const dim3 shape = what->cluster;
+    const dim3 clusters(what->grid.x / shape.x, what->grid.y / shape.y, what->grid.z / shape.z);
     const Index3 first = position(index, clusters);
     Slot& owner = *slots[slot];
     Cluster& cluster = owner.cluster;
     cluster = {};
+    cluster.launch = what;
     cluster.epoch = next_epoch();
-    cluster.live = volume(shape) * volume(launch->block);
+    cluster.live = volume(shape) * volume(what->block);
     for (unsigned rank = 0; rank < volume(shape); ++rank) {
       if (rank >= owner.blocks.size()) owner.blocks.push_back(std::make_unique<Block>());
       Block& block = *owner.blocks[rank];
@@ -103,15 +114,15 @@ class Run {
                      Index(first.z * shape.z + within.z)};
       block.rank = rank;
       block.cluster = &cluster;
-      block.shared = shared_arena(slot * volume(shape) + rank);
+      block.shared = shared_arena(slot * slot_blocks_ + rank);
       cluster.blocks.push_back(&block);
-      start_threads(block);
+      start_threads(block, what->block);
       reset_shared(block);
     }
   }
 
-  void start_threads(Block& block) {
-    block.size = block.live = volume(launch->block);
+  void start_threads(Block& block, dim3 shape) {
+    block.size = block.live = volume(shape);
     block.arrived = block.votes = block.syncs = 0;
     block.mapped_in = 0;
     block.touched.clear();
@@ -122,7 +133,7 @@ class Run {
       Thread& thread = *block.threads[i];
       Warp& warp = block.warps[i / kWarpSize];
       if (warp.count == 0) warp.epoch = next_epoch();
-      thread.index = position(i, launch->block);
+      thread.index = position(i, shape);
       thread.lane = warp.count++;
       thread.warp = &warp;
       thread.block = &block;
@@ -160,10 +171,14 @@ class Run {
 
   static void resume(Thread& thread) {
     current = &thread;
+    launch = thread.block->cluster->launch;
     threadIdx = thread.index;
     blockIdx = thread.block->index;
+    blockDim = extent(launch->block);
+    gridDim = extent(launch->grid);
     thread.fiber.resume();
     current = nullptr;
+    launch = nullptr;
   }
 
   // Clusters that are done make room for others.
@@ -188,39 +203,48 @@ class Run {
                                                        {State::kInWarp, "the other lanes of a mask"},
                                                        {State::kAtFlag, "a flag"}};
     constexpr size_t kMostLines = 8;
-    std::map<std::tuple<unsigned, State, std::string, int>, unsigned> groups;
+    std::map<std::tuple<const Launch*, unsigned, State, std::string, int>, unsigned> groups;
     for (const Thread* thread : order_)
       if (thread->state != State::kDone)
-        ++groups[{thread->block->index.x, thread->state, thread->place.name(), thread->place.line}];
+        ++groups[{thread->block->cluster->launch, thread->block->index.x, thread->state, thread->place.name(),
+                  thread->place.line}];
     std::string text = "deadlock:";
     size_t lines = 0;
     for (const auto& [where, count] : groups) {
-      const auto& [block, state, file, line] = where;
+      const auto& [of, block, state, file, line] = where;
       if (lines++ == kMostLines) return text + " and so on";
       text += (lines > 1 ? "; " : " ") + std::to_string(count) + " threads of block " + std::to_string(block) +
-              " wait for " + kWhat.at(state) + " at " + file + ":" + std::to_string(line);
+              number(*of) + " wait for " + kWhat.at(state) + " at " + file + ":" + std::to_string(line);
     }
-    return text + " [" + launch->kernel + ", " + std::to_string(to_start_.size()) + " clusters not started]";
+    text += " [";
+    for (const Launch& each : launches_) text += each.kernel + ", ";
+    return text + std::to_string(to_start_.size()) + " clusters not started]";
   }
 
+  // Which launch it is, where there are several.
+  std::string number(const Launch& of) const {
+    return launches_.size() == 1 ? "" : " of launch " + std::to_string(&of - launches_.data() + 1);
+  }
+
+  struct Start {
+    const Launch* launch;
+    unsigned cluster;
+  };
+
+  const std::vector<Launch>& launches_;
   std::mt19937_64 random_;
-  std::vector<unsigned> to_start_;         // clusters; the next is the last
+  unsigned slot_blocks_ = 1;               // of the largest cluster
+  std::vector<Start> to_start_;            // clusters; the next is the last
   std::vector<unsigned> free_, resident_;  // slots
   std::vector<Thread*> order_;             // the threads of resident clusters
 };
 
 Run* running = nullptr;
 
-// Says which launch runs, as long as it does.
+// Says what runs, as long as it does.
 struct Running {
-  Running(const Launch& what, Run& all) {
-    launch = &what;
-    running = &all;
-  }
-  ~Running() {
-    launch = nullptr;
-    running = nullptr;
-  }
+  explicit Running(Run& all) { running = &all; }
+  ~Running() { running = nullptr; }
 };
 
 }  // namespace
@@ -239,16 +263,14 @@ void fail(const char* format, ...) {
   current->fiber.finish();
 }
 
-void run(const Launch& what) {
-  if (launch) throw std::runtime_error("a launch within a launch");
+void run(const std::vector<Launch>& launches) {
+  if (running) throw std::runtime_error("a launch within a launch");
   error.clear();
-  blockDim = {Index(what.block.x), Index(what.block.y), Index(what.block.z)};
-  gridDim = {Index(what.grid.x), Index(what.grid.y), Index(what.grid.z)};
-  begin_shared_layout();
+  begin_shared_layouts();
   reset_requests();
   {
-    Run all(what);
-    const Running guard(what, all);
+    Run all(launches);
+    const Running guard(all);
     all();
   }
   if (error.empty()) return;

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <map>
 #include <new>
 
 #include "sanitizers.h"
@@ -17,7 +18,8 @@ struct Layout {
   std::vector<SharedSlot> slots;
   size_t end = 0;           // offset behind the last slot
   size_t static_bytes = 0;  // without gaps
-} layout;
+};
+std::map<const Launch*, Layout> layouts;
 
 char* arenas() {
   static char* const memory = [] {
@@ -46,16 +48,17 @@ void open_slot(Block& block, const SharedSlot& slot) {
 // Adds a slot, in every block that is resident. Its address is a multiple of `alignment`, but not of twice that: what
 // relies on more than was declared shows.
 void* add_slot(const void* key, const char* name, size_t bytes, size_t alignment) {
+  Layout& layout = layouts[launch];
   const size_t offset = (layout.end + kGap + 2 * alignment - 1) / (2 * alignment) * (2 * alignment) + alignment;
   if (offset + bytes + kGap > kArenaBytes) fail("%s: %zu bytes of shared memory", name, bytes);
   layout.slots.push_back({key, name, offset, bytes});
   layout.end = offset + bytes;
-  for_resident_blocks([](Block& block) { open_slot(block, layout.slots.back()); });
+  for_resident_blocks([&](Block& block) { open_slot(block, layout.slots.back()); });
   return current->block->shared + offset;
 }
 
 const SharedSlot* find_slot(const void* key) {
-  for (const SharedSlot& slot : layout.slots)
+  for (const SharedSlot& slot : layouts[launch].slots)
     if (slot.key == key) return &slot;
   return nullptr;
 }
@@ -65,6 +68,7 @@ const SharedSlot* find_slot(const void* key) {
 void* shared_array(const void* key, const char* name, size_t bytes, size_t alignment) {
   const Unseen unseen;
   if (const SharedSlot* slot = find_slot(key)) return current->block->shared + slot->offset;
+  Layout& layout = layouts[launch];
   layout.static_bytes += bytes;
   if (layout.static_bytes > kStaticSharedBytes)
     fail("%s: %zu bytes of static shared memory; the device has %zu", name, layout.static_bytes, kStaticSharedBytes);
@@ -97,19 +101,19 @@ size_t offset_in_arena(const void* p) { return size_t(static_cast<const char*>(p
 
 const SharedSlot* find_shared_slot(const void* p) {
   const size_t offset = offset_in_arena(p);
-  for (const SharedSlot& slot : layout.slots)
+  for (const SharedSlot& slot : layouts[launch].slots)
     if (offset - slot.offset < slot.bytes) return &slot;
   return nullptr;
 }
 
-void begin_shared_layout() { layout = {}; }
+void begin_shared_layouts() { layouts.clear(); }
 
 char* shared_arena(unsigned index) { return arenas() + index * kArenaBytes; }
 size_t shared_arenas_bytes() { return kMaxResidentBlocks * kArenaBytes; }
 
 void reset_shared(Block& block) {
   poison(block.shared, used_by(block));
-  for (const SharedSlot& slot : layout.slots) open_slot(block, slot);
+  for (const SharedSlot& slot : layouts[block.cluster->launch].slots) open_slot(block, slot);
 }
 
 }  // namespace simt

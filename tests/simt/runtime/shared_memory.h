@@ -27,7 +27,7 @@ bool is_shared(const void* p);
 size_t offset_in_arena(const void* p);
 const SharedSlot* find_shared_slot(const void* p);
 
-void begin_shared_layout();  // of a launch
+void begin_shared_layouts();  // of launches that run together: each has its own
 char* shared_arena(unsigned index);
 size_t shared_arenas_bytes();  // of all of them
 void reset_shared(Block& block);
