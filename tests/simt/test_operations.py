@@ -34,7 +34,9 @@ SCHEDULES = (
     {"order": "random", "seed": 2, "resident": 7},
     {"order": "random", "seed": 3, "resident": 0},
     {"fill": 0x00},
+    {"repeat": 2},
 )
+"""The arguments hold no running statistics, which `repeat` would update twice."""
 
 
 def run(operation: str, gate: Gate, **settings):
