@@ -59,13 +59,22 @@ CPU_CAPABILITIES = {
 
 CUDA_SOURCES = (
     "csrc/cuda/cbam_attend.cu",
+    "csrc/cuda/skewed.cu",
+    "csrc/cuda/resident.cu",
     "csrc/cuda/cbam_inference.cu",
     "csrc/cuda/cbam_backward_input.cu",
     "csrc/cuda/cbam_backward_reduce.cu",
     "csrc/cuda/cbam_apply.cu",
+    "csrc/cuda/channel_gate.cu",
+    "csrc/cuda/explain.cu",
 )
-# The namespace and the dispatch key that the operations are registered with.
-CUDA_FLAGS = ("-DCBAM_NAMESPACE=cbam_fused", "-DCBAM_DISPATCH_KEY=CUDA", "-Icsrc/cuda/device")
+# What the operations are registered with.
+CUDA_FLAGS = (
+    "-DCBAM_NAMESPACE=cbam_fused",
+    "-DCBAM_DISPATCH_KEY=CUDA",
+    "-DCBAM_EXPLAIN_NAMESPACE=cbam_fused_explain",
+    "-Icsrc/cuda/device",
+)
 
 # What takes longest to compile comes first.
 SOURCES = [

@@ -3,10 +3,13 @@
 import argparse
 import sys
 
-from cbam_fused import info
+from cbam_fused import explanation, info
 
 # name: a module with add_arguments(parser) and run(arguments) -> exit status, and what it does
-COMMANDS = {"info": (info, "versions, usable backends, how the library was built, CPU features")}
+COMMANDS = {
+    "info": (info, "versions, usable backends, how the library was built, CPU features"),
+    "explain": (explanation, "what the CUDA kernels would do for x of a shape, on a GPU of a name"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

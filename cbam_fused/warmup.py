@@ -35,12 +35,19 @@ class Choice(NamedTuple):
 
 
 class Warmup(NamedTuple):
-    """What `warmup` did: the operations that ran, and, if it tuned, every choice."""
+    """What `warmup` did: the operations that ran, and, if it tuned, every choice.
+
+    Attributes:
+        note: why there was nothing to compile; empty where there was.
+    """
 
     operations: tuple[str, ...]
     choices: tuple[Choice, ...] = ()
+    note: str = ""
 
     def __str__(self) -> str:
+        if self.note:
+            return self.note
         return "\n".join(["compiled: " + ", ".join(self.operations), *map(str, self.choices)])
 
 
@@ -74,6 +81,9 @@ def warmup(
     Triton keeps what it compiled on disk, so later processes begin with it. A model that
     torch.compile compiled runs uncompiled here; its kernels are the same.
 
+    Where the compiled library serves the model's device, as backend ``cuda`` or ``cpu``, there is
+    nothing to compile: the model does not run, and the result says so.
+
     Args:
         model: fused gates (`cbam_fused.CBAM`, or after `cbam_fused.fuse_`) in whatever network, on
             the device and in the mode and dtype that it will run in.
@@ -88,30 +98,35 @@ def warmup(
         timer: ``timer(function) -> seconds`` per call; default: CUDA events, the L2 cache cleared.
 
     Returns:
-        What was compiled, and the choices; it can be printed.
+        What was compiled, and the choices, or a note that there was nothing to compile; it can be
+        printed.
 
     Raises:
         TypeError: model is not a module.
         ValueError: the file at `path` holds no choices.
         FileNotFoundError: there is no such file, and ``tune`` is off.
-        RuntimeError: Triton does not serve the model's device, with the reason; or no fused gate
-            ran.
+        RuntimeError: the model's device is served by the reference, with the reason, or by the
+            compiled library, and ``tune`` or `path` is given; or no fused gate ran.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"warmup: model must be a torch.nn.Module; got {type(model).__name__}")
     device = _device(model, example)
     backend, reason = backends.choose(device)
     if backend.name != "triton":
-        raise RuntimeError(
-            f"warmup: there is nothing to compile for tensors on {device}: they are for backend "
+        asked = tune or path is not None
+        note = (
+            f"nothing to {'tune' if asked else 'compile'}: tensors on {device} are for backend "
             f"{backend.name} ({reason})"
         )
+        if asked or backend.name == "reference":
+            raise RuntimeError(f"warmup: {note}")
+        return Warmup((), note=note)
     from cbam_fused.triton_kernels import configurations
 
     if path is not None and (not tune or Path(path).exists()):
         configurations.load_tuned(path)
     with _recorded(backend) as calls, _left_alone(model):
-        _run(model, example)
+        run_once(model, example)
     if not calls:
         raise RuntimeError("warmup: no fused gate ran; see cbam_fused.fuse_ and its report")
     choices = _tune_all(calls, timer or _device_seconds) if tune else ()
@@ -188,7 +203,7 @@ def _left_alone(model: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
 
 
-def _run(model: nn.Module, example: object) -> None:
+def run_once(model: nn.Module, example: object) -> None:
     keywords = example if isinstance(example, dict) else {}
     inputs = () if keywords else example if isinstance(example, tuple) else (example,)
     with torch.compiler.set_stance("force_eager"), torch.inference_mode(False):

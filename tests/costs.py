@@ -1,10 +1,10 @@
 """Costs of the operations on a GPU: passes over tensors as large as x, and the runs for them."""
 
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 
+from cbam_fused.explanation import Passes, passes
 from cbam_fused.testing import Gate
 from tests.cases import BY_NAME, Case
 
@@ -28,24 +28,15 @@ RUNS = [
 ]
 
 
-class Passes(NamedTuple):
-    """In units of x."""
-
-    loads: float
-    stores: float
-
-
 def expected_passes(operation: str, gate: Gate) -> Passes:
     """Of kernels that stream x."""
-    spatial, residual = gate.conv_weight is not None, gate.residual is not None
-    masked = gate.activation != "none"
+    spatial = gate.conv_weight is not None
     maximum = spatial or "max" in gate.pool or gate.pool == "light"
     weighted = "lp" in gate.pool or "lse" in gate.pool
-    again = weighted or (maximum and gate.ties == "even")
-    return {
-        "cbam_inference": Passes(2 + spatial + residual, 1),
-        "cbam_attend": Passes(1 + spatial, 0),
-        "cbam_apply": Passes(1 + residual, 1),
-        "cbam_backward_reduce": Passes(2 + masked, masked),
-        "cbam_backward_input": Passes(spatial + 1 + again, 1),
-    }[operation]
+    return passes(
+        operation,
+        spatial=spatial,
+        residual=gate.residual is not None,
+        activation=gate.activation != "none",
+        again=weighted or (maximum and gate.ties == "even"),
+    )

@@ -1,4 +1,4 @@
-// Host side of phase 1, which cbam_attend and cbam_inference share: the channel gate, and x * Mc pooled over channels.
+// Host side of what cbam_attend and cbam_inference share: the channel gate, x * Mc pooled over channels, y.
 #pragma once
 
 #include "aligned.h"
@@ -6,6 +6,8 @@
 #include "convolution.h"
 #include "operation.h"
 #include "pooling.cuh"
+#include "resident.cuh"
+#include "skewed.cuh"
 
 namespace cbam_fused {
 
@@ -32,6 +34,8 @@ struct MlpTensors {
       : weight1(row_major(weight1)), bias1(row_major(bias1)), weight2(row_major(weight2)), bias2(row_major(bias2)) {}
 
   int64_t reduced() const { return weight1 ? weight1->size(0) : 0; }
+  // Of the weights.
+  int64_t bytes() const { return (weight2.numel() + (weight1 ? weight1->numel() : 0)) * weight2.element_size(); }
 
   template <class W>
   Mlp<W> pointers(const Operation& operation) const {
@@ -49,37 +53,10 @@ struct ChannelResults {
   A* channel_gate;      // [N, C]
 };
 
-// The channel gate of x, dense.
-template <Ties ties, class T>
-void attend_channels(const Operation& operation, const Tensor& x, const MlpTensors& mlp, const Pool& pool,
-                     const ChannelResults<Compute<T>>& results) {
-  using A = Compute<T>;
-  const Shape s = shape_of(x);
-  const PoolsTensor<A> pooled(operation, "pixel_pools", s.n, pixel_parts<T>(s), s.c, pool.lp || pool.lse,
-                              ties != Ties::kNone);
-  pool_pixels_launch<ties>(operation.stream(), s, data<T>(x), pooled.pools);
-  const Descriptors<A> descriptors = {
-      pooled.pools, results.descriptors, results.pixel_ties, pool, ties, s.n, s.c, s.pixels(), 0};
-  // Weights are in the compute type or in that of x.
-  const auto launch = [&](auto weight) {
-    using W = decltype(weight);
-    channel_gate_launch(operation.stream(), descriptors, mlp.pointers<W>(operation), results.hidden,
-                        results.channel_gate);
-  };
-  if (mlp.weight2.scalar_type() == compute_dtype<A>())
-    launch(A());
-  else
-    launch(T());
-}
-
-// x * Mc pooled over channels, as what the convolution of the spatial gate reads.
-template <Ties ties, class T>
-Convolution<Compute<T>, ties> attend_pixels(const Operation& operation, const Tensor& x, const Compute<T>* channel_gate,
-                                            const PoolsTensor<Compute<T>>& pooled, const Tensor& conv_weight,
-                                            const OptionalTensor& conv_bias, const Maps& maps) {
-  using A = Compute<T>;
-  const Shape s = shape_of(x);
-  pool_channels_launch<ties>(operation.stream(), s, data<T>(x), channel_gate, pooled.pools);
+// The convolution of the spatial gate, on pools over channels that are still to be filled.
+template <class A, Ties ties>
+Convolution<A, ties> convolution_of(const Operation& operation, const Shape& s, const PoolsTensor<A>& pooled,
+                                    const Tensor& conv_weight, const OptionalTensor& conv_bias, const Maps& maps) {
   Convolution<A, ties> convolution = {};
   convolution.pools = pooled.pools;
   convolution.weight = operation.parameter<A>("conv_weight", conv_weight);
@@ -90,6 +67,83 @@ Convolution<Compute<T>, ties> attend_pixels(const Operation& operation, const Te
   convolution.width = int(s.w);
   convolution.kernel_size = int(conv_weight.size(3));
   return convolution;
+}
+
+// The channel gate of x, dense; with channel_pools x * Mc pooled over channels, into them; with kApply y.
+template <Ties ties, bool kApply, class T>
+void attend(const Operation& operation, const Tensor& x, const MlpTensors& mlp, const Pool& pool,
+            const ChannelResults<Compute<T>>& results, const PoolsTensor<Compute<T>>* channel_pools,
+            Apply<T> apply = {}) {
+  using A = Compute<T>;
+  const Stream& stream = operation.stream();
+  const Shape s = shape_of(x);
+  const bool in_compute = mlp.weight2.scalar_type() == compute_dtype<A>();
+  const PoolsTensor<A> pixel_pools(operation, "pixel_pools", s.n, pixel_parts<T>(s), s.c, pool.lp || pool.lse,
+                                   ties != Ties::kNone);
+  const int branches = mlp.weight1 ? int(pool.branches()) : 1;
+  const Descriptors<A> descriptors = {
+      pixel_pools.pools, results.descriptors, results.pixel_ties, pool, ties, s.n, s.c, s.pixels(), branches};
+
+  const auto set_mlp = [&](auto& p) {
+    p.descriptors = descriptors;
+    p.weights_in_compute = in_compute;
+    if (in_compute)
+      p.mlp = mlp.pointers<A>(operation);
+    else
+      p.mlp_in_x_dtype = mlp.pointers<T>(operation);
+    p.mlp.reduced = p.mlp_in_x_dtype.reduced = mlp.reduced();
+  };
+
+  Resident<T> resident = {};
+  int64_t resident_bytes = 0;
+  if constexpr (kApply) {
+    set_mlp(resident);
+    resident.apply = apply;
+    if (set_resident(resident, s)) resident_bytes = ResidentRoom(resident, s.channels_last).template bytes<T>();
+  }
+  const int64_t scratch = pixel_pools.scratch.numel() + (channel_pools ? channel_pools->scratch.numel() : 0);
+  const Plan plan =
+      operation.plan({s, s.sample() * int64_t(sizeof(T)), scratch * int64_t(sizeof(A)) / std::max<int64_t>(s.n, 1),
+                      mlp.bytes(), kApply, kApply && apply.residual,
+                      has_skewed_kernel<T>(s, pool, ties, bool(mlp.weight1), channel_pools != nullptr, mlp.reduced()),
+                      resident_bytes});
+  if constexpr (kApply && sizeof(T) <= 4)
+    if (plan.row->strategy == Strategy::kResident) return resident_launch(stream, resident, s);
+  if constexpr (sizeof(T) <= 4 && ties != Ties::kEven) {
+    if (plan.row->strategy == Strategy::kSkewed) {
+      const auto walk = [&](const auto& pool_pixels, const auto& pool_channels, auto channels_last) {
+        apply.tile(s);
+        Skewed<T, decltype(channels_last)::value> p = {};
+        set_mlp(p);
+        p.hidden = results.hidden;
+        p.channel_gate = results.channel_gate;
+        p.pool_pixels = pool_pixels;
+        p.pool_channels = pool_channels;
+        p.apply = apply;
+        skewed_launch<ties, kApply>(stream, p, s.n, plan.group_samples);
+      };
+      const T* const values = data<T>(x);
+      if (s.channels_last)
+        walk(pixel_columns(s, values, pixel_pools.pools), channel_rows(s, values, channel_pools->pools),
+             std::true_type());
+      else
+        walk(pixel_rows(s, values, pixel_pools.pools), channel_columns(s, values, channel_pools->pools),
+             std::false_type());
+      return;
+    }
+  }
+
+  pool_pixels_launch<ties>(stream, s, data<T>(x), pixel_pools.pools);
+  const auto gate = [&](auto weight) {
+    using W = decltype(weight);
+    channel_gate_launch(stream, descriptors, mlp.pointers<W>(operation), results.hidden, results.channel_gate);
+  };
+  if (in_compute)
+    gate(A());
+  else
+    gate(T());
+  if (channel_pools) pool_channels_launch<ties>(stream, s, data<T>(x), results.channel_gate, channel_pools->pools);
+  if constexpr (kApply) apply_launch(stream, apply, s);
 }
 
 }  // namespace cbam_fused

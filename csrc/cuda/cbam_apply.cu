@@ -1,9 +1,29 @@
-// The operation cbam_apply: see its kernel.
+// The operation cbam_apply, and its kernel.
 #include "aligned.h"
 #include "cbam_apply.cuh"
 #include "operation.h"
 
 namespace cbam_fused {
+
+template <class T, bool kAligned, bool kChannelsLast>
+__global__ void __launch_bounds__(kTileThreads, 3) apply_kernel(Apply<T> p) {
+  DYNAMIC_SHARED(Compute<T>, room);
+  apply<kAligned, kChannelsLast>(p, room, blockIdx.x);
+}
+
+template <class T>
+void apply_launch(const Stream& stream, Apply<T> p, const Shape& shape) {
+  p.tile(shape);
+  const auto kernel = p.tiling.aligned
+                          ? (shape.channels_last ? apply_kernel<T, true, true> : apply_kernel<T, true, false>)
+                          : (shape.channels_last ? apply_kernel<T, false, true> : apply_kernel<T, false, false>);
+  launch(stream, "apply", kernel, {shape.n * p.tiling.tiles(), kTileThreads, p.room()}, p);
+}
+
+template void apply_launch(const Stream&, Apply<float>, const Shape&);
+template void apply_launch(const Stream&, Apply<double>, const Shape&);
+template void apply_launch(const Stream&, Apply<__half>, const Shape&);
+template void apply_launch(const Stream&, Apply<__nv_bfloat16>, const Shape&);
 
 Tensor cbam_apply(Tensor x_in, Tensor channel_gate, OptionalTensor logits, OptionalTensor norm_weight,
                   OptionalTensor norm_bias, OptionalTensor norm_mean, OptionalTensor norm_var, double eps,

@@ -28,17 +28,26 @@ struct Apply {
   Convolution<A, Ties::kNone> convolution;  // if kPools
   NormParameters<A> norm;
   Activation<A> activation;
-  Tiling tiling;  // set by apply_launch, as the next
-  int64_t samples;
+  Tiling tiling;  // set by tile(), as the next
+  Samples samples;
+
+  void tile(const Shape& shape) {
+    // In NCHW tiles have twice the rows, because each block convolves for all of its rows.
+    tiling = cbam_fused::tiling<T>(shape, shape.channels_last ? 1 : 2);
+    samples = {0, shape.n, false};
+    convolution.block_pixels = shape.channels_last ? tiling.tile_rows : tiling.tile_columns;
+  }
+  // Bytes of shared memory.
+  size_t room() const { return gate == SpatialGate::kPools ? convolution.room() : 0; }
 };
 
-template <class T, bool kAligned, bool kChannelsLast>
-__global__ void __launch_bounds__(kTileThreads, 3) apply_kernel(Apply<T> p) {
+// What block `block` of apply does, with its room() of shared memory.
+template <bool kAligned, bool kChannelsLast, class T>
+__device__ inline void apply(const Apply<T>& p, Compute<T>* room, unsigned block) {
   using A = Compute<T>;
   constexpr int kCount = kElements<T, kAligned>, kRowsAtOnce = kAligned || sizeof(T) == 8 ? 4 : 8;
-  DYNAMIC_SHARED(A, room);
   SHARED_ARRAY(A, spatial_gate, kMostTileRows);
-  const Tile<T, kAligned> tile(p.tiling, p.samples, false);
+  const Tile<T, kAligned> tile(p.tiling, p.samples, block);
   const int thread = int(threadIdx.x);
 
   const int first_pixel = int(kChannelsLast ? tile.first_row : tile.first_column);
@@ -91,16 +100,6 @@ __global__ void __launch_bounds__(kTileThreads, 3) apply_kernel(Apply<T> p) {
 }
 
 template <class T>
-void apply_launch(const Stream& stream, Apply<T> p, const Shape& shape) {
-  // In NCHW tiles have twice the rows, because each block convolves for all of its rows.
-  p.tiling = tiling<T>(shape, shape.channels_last ? 1 : 2);
-  p.samples = shape.n;
-  p.convolution.block_pixels = shape.channels_last ? p.tiling.tile_rows : p.tiling.tile_columns;
-  const auto kernel = p.tiling.aligned
-                          ? (shape.channels_last ? apply_kernel<T, true, true> : apply_kernel<T, true, false>)
-                          : (shape.channels_last ? apply_kernel<T, false, true> : apply_kernel<T, false, false>);
-  const size_t room = p.gate == SpatialGate::kPools ? p.convolution.room() : 0;
-  launch(stream, "apply", kernel, {p.samples * p.tiling.tiles(), kTileThreads, room}, p);
-}
+void apply_launch(const Stream& stream, Apply<T> p, const Shape& shape);
 
 }  // namespace cbam_fused

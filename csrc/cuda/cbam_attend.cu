@@ -45,14 +45,14 @@ AttendResult cbam_attend(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor
 
     const auto run = [&](auto ties_constant) {
       constexpr Ties kTies = decltype(ties_constant)::value;
-      attend_channels<kTies, T>(operation, x, mlp, pools,
-                                {mutable_data<A>(descriptors), pools.max ? mutable_data<int32_t>(pixel_ties) : nullptr,
-                                 mutable_data<A>(hidden), mutable_data<A>(gates)});
-      if (!spatial) return;
+      const ChannelResults<A> results = {mutable_data<A>(descriptors),
+                                         pools.max ? mutable_data<int32_t>(pixel_ties) : nullptr,
+                                         mutable_data<A>(hidden), mutable_data<A>(gates)};
+      if (!spatial) return attend<kTies, false, T>(operation, x, mlp, pools, results, nullptr);
       const PoolsTensor<A> channel_pools(operation, "channel_pools", s.n, channel_parts<T>(s), s.pixels(), false, true);
+      attend<kTies, false, T>(operation, x, mlp, pools, results, &channel_pools);
       SpatialLogits<A, kTies> p = {};
-      p.convolution =
-          attend_pixels<kTies, T>(operation, x, data<A>(gates), channel_pools, *kernel, conv_bias, map_order);
+      p.convolution = convolution_of<A, kTies>(operation, s, channel_pools, *kernel, conv_bias, map_order);
       p.pooled = mutable_data<A>(pooled);
       p.channel_ties = mutable_data<int32_t>(channel_ties);
       p.logits = mutable_data<A>(logits);

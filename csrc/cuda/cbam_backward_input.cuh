@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kTileThreads, kTileBlocks) input_gradient_kern
   constexpr bool kReadsX = ties == Ties::kEven || kPowers;
   SHARED_ARRAY(Row, rows, kMostTileRows);
   SHARED_ARRAY(Column, columns, kColumnSlots<T>);
-  const Tile<T, kAligned> tile(p.tiling, p.samples, true);
+  const Tile<T, kAligned> tile(p.tiling, {0, p.samples, true}, blockIdx.x);
   const int thread = int(threadIdx.x);
   {
     const Affine<A> norm(p.norm);
@@ -211,8 +211,7 @@ void input_gradient_launch(const Stream& stream, const InputGradient<T>& p, bool
     return channels_last ? kernel(aligned, std::true_type()) : kernel(aligned, std::false_type());
   };
   const Tiling& t = p.tiling;
-  launch(stream, "input_gradient_kernel",
-         t.aligned ? with_alignment(std::true_type()) : with_alignment(std::false_type()),
+  launch(stream, "input_gradient", t.aligned ? with_alignment(std::true_type()) : with_alignment(std::false_type()),
          {p.samples * t.tiles(), kTileThreads}, p);
 }
 

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kTileThreads) reduce_products_kernel(BackwardR
   SHARED_ARRAY(A, row_weight, kMostTileRows);
   SHARED_ARRAY(A, column_weight, kColumnSlots<T>);
   SHARED_ARRAY(A, room, kRowEntries);
-  const Tile<T, kAligned> tile(p.tiling, p.samples, true);
+  const Tile<T, kAligned> tile(p.tiling, {0, p.samples, true}, blockIdx.x);
   const int thread = int(threadIdx.x);
 
   {
@@ -192,10 +192,10 @@ void backward_reduce_launch(const Stream& stream, BackwardReduce<T> p, Compute<T
   p.column_parts = column_parts;
   if (channel_tiles == 1) channel_parts = channel_sums;
   if (!p.logits) pixel_parts = nullptr;
-  launch(stream, "reduce_products_kernel",
-         t.aligned ? reduce_products_kernel<T, true> : reduce_products_kernel<T, false>,
+  launch(stream, "reduce_products", t.aligned ? reduce_products_kernel<T, true> : reduce_products_kernel<T, false>,
          {p.samples * t.tiles(), kTileThreads}, p);
 
+  const bool with_norm = p.logits && p.norm.mean;
   const int channel_blocks = channel_tiles == 1 ? 0 : int(ceil_div(p.channels, kTileThreads));
   const int pixel_blocks = p.logits ? int(ceil_div(p.pixels, kTileThreads)) : 0;
   const FinishReduce<A> finish = {p.samples,    p.channels,
@@ -204,11 +204,11 @@ void backward_reduce_launch(const Stream& stream, BackwardReduce<T> p, Compute<T
                                   pixel_tiles,  channel_parts,
                                   pixel_parts,  p.logits,
                                   p.norm,       channel_sums,
-                                  norm_grad,    norm_sums ? norm_sum_parts : nullptr};
-  launch(stream, "finish_reduce_kernel", finish_reduce_kernel<A>,
-         {p.samples * (channel_blocks + pixel_blocks), kTileThreads}, finish);
-  if (norm_sums)
-    launch(stream, "add_norm_sums_kernel", add_norm_sums_kernel<A>, {1, kTileThreads}, norm_sum_parts, norm_sums,
+                                  norm_grad,    with_norm ? norm_sum_parts : nullptr};
+  launch(stream, "finish_reduce", finish_reduce_kernel<A>, {p.samples * (channel_blocks + pixel_blocks), kTileThreads},
+         finish);
+  if (with_norm)
+    launch(stream, "add_norm_sums", add_norm_sums_kernel<A>, {1, kTileThreads}, norm_sum_parts, norm_sums,
            p.samples * pixel_blocks);
 }
 

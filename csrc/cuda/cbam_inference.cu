@@ -39,13 +39,12 @@ Tensor cbam_inference(Tensor x_in, OptionalTensor mlp_weight1, OptionalTensor ml
     Tensor hidden = operation.new_compute<A>("hidden", {s.n, pools.branches(), mlp.reduced()});
     Tensor gates = operation.new_compute<A>("channel_gate", {s.n, s.c});
     p.channel_gate = mutable_data<A>(gates);
-    attend_channels<Ties::kNone, T>(operation, x, mlp, pools,
-                                    {nullptr, nullptr, mutable_data<A>(hidden), mutable_data<A>(gates)});
-    if (!kernel) return apply_launch(operation.stream(), p, s);
+    const ChannelResults<A> results = {nullptr, nullptr, mutable_data<A>(hidden), mutable_data<A>(gates)};
+    if (!kernel) return attend<Ties::kNone, true, T>(operation, x, mlp, pools, results, nullptr, p);
     const PoolsTensor<A> pooled(operation, "channel_pools", s.n, channel_parts<T>(s), s.pixels(), false, false);
     p.gate = SpatialGate::kPools;
-    p.convolution = attend_pixels<Ties::kNone, T>(operation, x, p.channel_gate, pooled, *kernel, conv_bias, map_order);
-    apply_launch(operation.stream(), p, s);
+    p.convolution = convolution_of<A, Ties::kNone>(operation, s, pooled, *kernel, conv_bias, map_order);
+    attend<Ties::kNone, true, T>(operation, x, mlp, pools, results, &pooled, p);
   });
   return y;
 }

@@ -5,6 +5,8 @@
 // hidden: a block per range of rows of W1 and group of samples, which share what it reads of it. channel_gate:
 // likewise, rows of W2. Without W1 there is one layer, W2 [C, C], and channel_gate alone. The kernel that comes first
 // turns pools into descriptors, each block those that it needs; the first block of a group of samples stores them.
+//
+// channel_gate_in_block: of one sample, by one block, for kernels that go on with it.
 #pragma once
 
 #include "gate.h"
@@ -44,13 +46,17 @@ struct Descriptors {
     for (int i = int(threadIdx.x); i < group_samples * count; i += kLinearThreads) {
       const int64_t sample = sample_group * group_samples + i / count, channel = first + i % count;
       if (sample >= samples) break;
-      load_inputs_of(sample, channel, keep, target + i / count * columns * kInputChunk + i % count);
+      load_input(sample, channel, keep, target + i / count * columns * kInputChunk + i % count, kInputChunk);
     }
   }
 
- private:
-  __device__ void load_inputs_of(int64_t sample, int64_t channel, bool keep, A* target) const {
-    const Pools<A> all = total(sample, channel);
+  // Loads the inputs of a channel, one for each column, `apart` in target.
+  __device__ void load_input(int64_t sample, int64_t channel, bool keep, A* target, int apart) const {
+    set_input(total(sample, channel), sample, channel, keep, target, apart);
+  }
+  // The same from the channel's pools.
+  __device__ void set_input(const Pools<A>& all, int64_t sample, int64_t channel, bool keep, A* target,
+                            int apart) const {
     const A average = all.sum / A(pixels), maximum = all.best.value;
     A* kept = keep && descriptors ? descriptors + sample * pool.count() * channels + channel : nullptr;
     A* input = target;
@@ -59,7 +65,7 @@ struct Descriptors {
       if (kept) store(kept, value);
       if (kept) kept += channels;
       if (columns == pool.count()) *input = value;
-      input += kInputChunk;
+      input += apart;
       sum += value;
     };
     if (pool.avg) pooled(average);
@@ -73,60 +79,19 @@ struct Descriptors {
   }
 };
 
-// ---- Kernels --------------------------------------------------------------------------------------------------------
-
-template <class W>
-__global__ void __launch_bounds__(kLinearThreads) hidden_kernel(Descriptors<Compute<W>> descriptors,
-                                                                LinearLayer<W> layer,  // W1 [R, C]
-                                                                Compute<W>* hidden) {  // [N, B, R], out
-  using A = Compute<W>;
-  SHARED_ARRAY(A, room, kInputColumns * kInputChunk);
-  const int64_t groups = ceil_div(descriptors.samples, kInputColumns / descriptors.columns);
-  const int64_t block = blockIdx.x / groups, group = blockIdx.x % groups;
-  const int branches = descriptors.columns, group_columns = kInputColumns / branches * branches;
-  linear_layer(
-      layer, block, room,
-      [&](int64_t first, int count, A* target) { descriptors.load_inputs(group, block == 0, first, count, target); },
-      [&](int64_t unit, int column, A product) {
-        const int64_t row = group * group_columns + column;  // of [N * B]
-        if (column >= group_columns || row >= descriptors.samples * branches) return;
-        if (layer.bias) product += to_compute(load(layer.bias + unit));
-        store(hidden + row * layer.outputs + unit, product <= A(0) ? A(0) : product);
-      });
+// A layer's value from its product: relu(product + b1), and sigmoid(product + B b2) of the sum over B branches.
+template <class W, class A = Compute<W>>
+__device__ inline A hidden_unit(const LinearLayer<W>& layer, int64_t unit, A product) {
+  if (layer.bias) product += to_compute(load(layer.bias + unit));
+  return product <= A(0) ? A(0) : product;
+}
+template <class W, class A = Compute<W>>
+__device__ inline A gate_of_channel(const LinearLayer<W>& layer, int64_t channel, int branches, A product) {
+  if (layer.bias) product += A(branches) * to_compute(load(layer.bias + channel));
+  return sigmoid(product);
 }
 
-template <class W>
-__global__ void __launch_bounds__(kLinearThreads) channel_gate_kernel(Descriptors<Compute<W>> descriptors,
-                                                                      LinearLayer<W> layer,      // W2 [C, R], or [C, C]
-                                                                      const Compute<W>* hidden,  // [N, B, R] or null
-                                                                      Compute<W>* channel_gate) {  // [N, C], out
-  using A = Compute<W>;
-  SHARED_ARRAY(A, room, kInputColumns * kInputChunk);
-  const int64_t samples = descriptors.samples, groups = ceil_div(samples, kInputColumns);
-  const int64_t block = blockIdx.x / groups, group = blockIdx.x % groups;
-  const int branches = int(descriptors.pool.branches());
-  linear_layer(
-      layer, block, room,
-      [&](int64_t first, int count, A* target) {
-        if (!hidden) return descriptors.load_inputs(group, block == 0, first, count, target);
-        for (int i = int(threadIdx.x); i < kInputColumns * count; i += kLinearThreads) {
-          const int64_t sample = group * kInputColumns + i / count;
-          if (sample >= samples) break;
-          A sum = 0;
-          for (int branch = 0; branch < branches; ++branch)
-            sum += load(hidden + (sample * branches + branch) * layer.inputs + first + i % count);
-          target[i / count * kInputChunk + i % count] = sum;
-        }
-      },
-      [&](int64_t channel, int column, A product) {
-        const int64_t sample = group * kInputColumns + column;
-        if (sample >= samples) return;
-        if (layer.bias) product += A(branches) * to_compute(load(layer.bias + channel));
-        store(channel_gate + sample * layer.outputs + channel, sigmoid(product));
-      });
-}
-
-// ---- Launch ---------------------------------------------------------------------------------------------------------
+// ---- In a block -----------------------------------------------------------------------------------------------------
 
 template <class W>
 struct Mlp {
@@ -137,22 +102,68 @@ struct Mlp {
   int64_t reduced;   // R
 };
 
+// Shared memory of channel_gate_in_block: the inputs of both layers, rounded up to vectors, and the gate.
+struct GateRoom {
+  int channels, reduced, columns;  // columns: branches
+
+  __host__ __device__ static int rounded_up(int64_t count) { return int((count + 7) / 8 * 8); }
+  __host__ __device__ int inputs() const { return rounded_up(channels); }
+  __host__ __device__ int hidden() const { return rounded_up(reduced); }
+  // The gate takes the place of the inputs, which are read no more.
+  __host__ __device__ int64_t size() const { return int64_t(columns) * (inputs() + hidden()) + hidden(); }
+};
+
+// The gate of one sample, by all threads of a block: it is returned, [C], in `room`, which has GateRoom's size. There
+// must be a hidden layer. keep: descriptors, ties, hidden [N, B, R] and the gate [N, C] are stored.
+template <class W>
+__device__ inline const Compute<W>* channel_gate_in_block(const Descriptors<Compute<W>>& descriptors, const Mlp<W>& mlp,
+                                                          int64_t sample, bool keep, Compute<W>* hidden,
+                                                          Compute<W>* channel_gate, Compute<W>* room) {
+  using A = Compute<W>;
+  const int thread = int(threadIdx.x), threads = int(blockDim.x), columns = descriptors.columns;
+  const int channels = int(descriptors.channels), reduced = int(mlp.reduced);
+  const GateRoom sizes = {channels, reduced, columns};
+  A* const inputs = room;                                          // [B, C]
+  A* const branch_hidden = inputs + columns * sizes.inputs();      // [B, R]
+  A* const sum_hidden = branch_hidden + columns * sizes.hidden();  // [R]
+  for (int channel = thread; channel < sizes.inputs(); channel += threads) {
+    if (channel < channels)
+      descriptors.load_input(sample, channel, keep, inputs + channel, sizes.inputs());
+    else
+      for (int column = 0; column < columns; ++column) inputs[column * sizes.inputs() + channel] = A(0);
+  }
+  __syncthreads();
+  const LinearLayer<W> first(mlp.weight1, mlp.bias1, reduced, channels);
+  linear_layer_in_block(first, 0, reduced, columns, inputs, sizes.inputs(), [&](int64_t unit, int column, A product) {
+    const A value = hidden_unit(first, unit, product);
+    branch_hidden[column * sizes.hidden() + unit] = value;
+    if (keep) store(hidden + (sample * columns + column) * reduced + unit, value);
+  });
+  __syncthreads();
+  for (int unit = thread; unit < sizes.hidden(); unit += threads) {
+    A sum = 0;
+    for (int column = 0; unit < reduced && column < columns; ++column)
+      sum += branch_hidden[column * sizes.hidden() + unit];
+    sum_hidden[unit] = sum;
+  }
+  __syncthreads();
+  A* const gate = inputs;
+  const LinearLayer<W> second(mlp.weight2, mlp.bias2, channels, reduced);
+  linear_layer_in_block(second, 0, channels, 1, sum_hidden, sizes.hidden(), [&](int64_t channel, int, A product) {
+    const A value = gate_of_channel(second, channel, columns, product);
+    gate[channel] = value;
+    if (keep) store(channel_gate + sample * channels + channel, value);
+  });
+  __syncthreads();
+  return gate;
+}
+
+// ---- Launch ---------------------------------------------------------------------------------------------------------
+
 // hidden: scratch or a result, null without weight1.
 template <class W>
-void channel_gate_launch(const Stream& stream, Descriptors<Compute<W>> descriptors, const Mlp<W>& mlp,
-                         Compute<W>* hidden,          // [N, B, R], out
-                         Compute<W>* channel_gate) {  // [N, C], out
-  const int64_t channels = descriptors.channels;
-  descriptors.columns = mlp.weight1 ? int(descriptors.pool.branches()) : 1;
-  if (mlp.weight1) {
-    const LinearLayer<W> layer(mlp.weight1, mlp.bias1, mlp.reduced, channels);
-    launch(stream, "hidden", hidden_kernel<W>, {layer.blocks() * descriptors.sample_groups(), kLinearThreads},
-           descriptors, layer, hidden);
-  }
-  const LinearLayer<W> layer(mlp.weight2, mlp.bias2, channels, mlp.weight1 ? mlp.reduced : channels);
-  launch(stream, "channel_gate", channel_gate_kernel<W>,
-         {layer.blocks() * ceil_div(descriptors.samples, kInputColumns), kLinearThreads}, descriptors, layer,
-         mlp.weight1 ? hidden : nullptr, channel_gate);
-}
+void channel_gate_launch(const Stream& stream, const Descriptors<Compute<W>>& descriptors, const Mlp<W>& mlp,
+                         Compute<W>* hidden,         // [N, B, R], out
+                         Compute<W>* channel_gate);  // [N, C], out
 
 }  // namespace cbam_fused

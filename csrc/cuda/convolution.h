@@ -42,7 +42,9 @@ struct Convolution {
     int32_t tie;
   };
   __device__ PixelPools pixel(int64_t sample, int pixel) const {
-    const Pools<A> all = pools.template total<ties, false>(sample, pixel);
+    return finished(pools.template total<ties, false>(sample, pixel));
+  }
+  __device__ PixelPools finished(const Pools<A>& all) const {
     return {all.best.value, all.sum / A(channels), all.best.tie == kNoIndex ? 0 : all.best.tie};
   }
   __device__ A input(const PixelPools& at, int map) const {
@@ -66,15 +68,15 @@ struct Convolution {
         for (int map = 0; map < maps.count; ++map) values[map * count + i] = input(at, map);
       }
       __syncthreads();
-      run<4>(first, pixels, threads, room, use, [&](int map, int at) { return values[map * count + at - begin]; });
+      convolve<4>(first, pixels, threads, room, use, [&](int map, int at) { return values[map * count + at - begin]; });
     } else {
-      run<1>(first, pixels, threads, room, use, [&](int map, int at) { return input(pixel(sample, at), map); });
+      convolve<1>(first, pixels, threads, room, use, [&](int map, int at) { return input(pixel(sample, at), map); });
     }
   }
 
- private:
+  // The same, of maps that value(map, pixel) gives, with `room` for sums() numbers.
   template <int kUnroll, class Use, class Value>
-  __device__ void run(int first, int pixels, int threads, A* room, Use use, Value value) const {
+  __device__ void convolve(int first, int pixels, int threads, A* room, Use use, Value value) const {
     const int most = sums() / kernel_size;
     const A shift = bias ? bias[0] : A(0);
     for (int begin = 0; begin < pixels; begin += most) {
@@ -91,6 +93,7 @@ struct Convolution {
     }
   }
 
+ private:
   // The sum along row ky of the kernel, centred at a pixel.
   template <int kUnroll, class Value>
   __device__ A row_sum(int pixel, int ky, Value value) const {

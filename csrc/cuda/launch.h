@@ -7,6 +7,9 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
+
+#include "planner.h"
 
 namespace cbam_fused {
 
@@ -20,6 +23,7 @@ struct Grid {
   int64_t blocks;             // none: nothing is launched
   unsigned threads;           // of a block
   size_t dynamic_shared = 0;  // bytes of a block
+  unsigned cluster = 1;       // blocks of a cluster
 };
 
 // A block may have this much shared memory unless its kernel is allowed more.
@@ -33,6 +37,19 @@ constexpr int64_t kMostBlocks = INT32_MAX;
                            " bytes of dynamic shared memory: " + why);
 }
 
+// What an operation would do: while there is one, launches of this thread are written down instead.
+struct Recording {
+  struct Launch {
+    const char* name;
+    Grid grid;
+  };
+  Device device;  // that is planned for
+  const PlanRow* plan = nullptr;
+  int64_t group_samples = 0;
+  std::vector<Launch> launches;
+};
+inline thread_local Recording* recording = nullptr;
+
 // Launches `kernel`, which errors call `name`.
 template <class... Parameters, class... Arguments>
 void launch(const Stream& stream, const char* name, void (*kernel)(Parameters...), const Grid& grid,
@@ -40,6 +57,10 @@ void launch(const Stream& stream, const char* name, void (*kernel)(Parameters...
   if (grid.blocks == 0) return;
   if (grid.blocks < 0 || grid.blocks > kMostBlocks)
     fail_launch(stream, name, grid, "a grid has at most 2^31 - 1 blocks");
+  if (recording) {
+    recording->launches.push_back({name, grid});
+    return;
+  }
   cudaError_t error = cudaSuccess;
   if (grid.dynamic_shared > kDefaultSharedBytes)
     error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -50,6 +71,12 @@ void launch(const Stream& stream, const char* name, void (*kernel)(Parameters...
     config.blockDim = dim3(grid.threads);
     config.dynamicSmemBytes = grid.dynamic_shared;
     config.stream = stream.handle;
+    cudaLaunchAttribute cluster;
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = grid.cluster;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    config.attrs = &cluster;
+    config.numAttrs = grid.cluster > 1;
     error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
   }
   if (error != cudaSuccess) fail_launch(stream, name, grid, cudaGetErrorString(error));

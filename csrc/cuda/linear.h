@@ -22,7 +22,7 @@ struct LinearLayer {
   int lanes;     // of a group
   bool aligned;  // whether rows are whole vectors, at addresses that are multiples of theirs
 
-  LinearLayer(const W* weight, const W* bias, int64_t outputs, int64_t inputs)
+  __host__ __device__ LinearLayer(const W* weight, const W* bias, int64_t outputs, int64_t inputs)
       : weight(weight),
         bias(bias),
         outputs(outputs),
@@ -89,6 +89,32 @@ __device__ inline void linear_layer(const LinearLayer<W>& layer, int64_t block, 
       if ((k * kInputColumns + column) % layer.lanes == lane && first_output + k < layer.outputs)
         use(first_output + k, column, product);
     }
+  }
+}
+
+// The products of rows [begin, end) with a few columns of inputs that are in shared memory, [columns, apart], apart a
+// multiple of kVector<W>, zero behind the inputs of each. Bitwise those of linear_layer: calls use(output, column,
+// product), by one thread for each. All threads of the block, whole warps, call.
+template <class W, class Use>
+__device__ inline void linear_layer_in_block(const LinearLayer<W>& layer, int64_t begin, int64_t end, int columns,
+                                             const Compute<W>* inputs, int apart, Use use) {
+  using A = Compute<W>;
+  const int lane = int(threadIdx.x) % layer.lanes, group = int(threadIdx.x) / layer.lanes;
+  const int groups = int(blockDim.x) / layer.lanes;
+  for (int64_t first = begin * columns; first < end * columns; first += groups) {
+    const int64_t output = (first + group) / columns;
+    const int column = int((first + group) % columns);
+    const A* values = inputs + column * apart;
+    A product = 0;
+    if (output < end)
+      for (int64_t input = lane * kVector<W>; input < layer.inputs; input += layer.lanes * kVector<W>) {
+        const Vector<W> weights = layer.load_weights(output, input);
+#pragma unroll
+        for (int i = 0; i < kVector<W>; ++i)
+          product = std::fma(to_compute(weights.values[i]), values[input + i], product);
+      }
+    product = group_sum(product, layer.lanes);
+    if (lane == 0 && output < end) use(output, column, product);
   }
 }
 

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kTileThreads, kMapsBlocks<T, kChannelsLast>) m
   using Grad = PixelGrad<A, ties>;
   SHARED_ARRAY(Grad, pixel_grads, kChannelsLast ? kMostTileRows : kColumnSlots<T>);
   DYNAMIC_SHARED(A, room);
-  const Tile<T, kAligned> tile(p.tiling, p.samples, false);
+  const Tile<T, kAligned> tile(p.tiling, {0, p.samples, false}, blockIdx.x);
   const int thread = int(threadIdx.x);
   const int64_t pixels = p.convolution.pixels();
   const int first_pixel = int(kChannelsLast ? tile.first_row : tile.first_column);
@@ -165,8 +165,7 @@ void maps_backward_launch(const Stream& stream, MapsBackward<T> p, bool channels
   const auto with_alignment = [&](auto aligned) {
     return channels_last ? with_layout(aligned, std::true_type()) : with_layout(aligned, std::false_type());
   };
-  launch(stream, "maps_backward_kernel",
-         t.aligned ? with_alignment(std::true_type()) : with_alignment(std::false_type()),
+  launch(stream, "maps_backward", t.aligned ? with_alignment(std::true_type()) : with_alignment(std::false_type()),
          {p.samples * t.tiles(), kTileThreads, shared}, p);
 }
 

@@ -30,6 +30,14 @@ __device__ inline void store(T* p, T value) {
   *p = value;
 }
 
+enum class Space { kDevice, kShared };
+
+template <Space space, class T>
+__device__ inline T load_from(const T* p) {
+  if constexpr (space == Space::kDevice) return load(p);
+  return *p;
+}
+
 // Some elements of a row.
 template <class T, int kCount>
 struct Strip {
@@ -37,20 +45,20 @@ struct Strip {
 };
 
 // The elements at `at`, at + apart, ... of a row that has `columns`; those beyond it are 0. With kAligned `apart` is 1.
-template <bool kAligned, int kCount, class T>
+template <bool kAligned, int kCount, Space space = Space::kDevice, class T>
 __device__ inline Strip<T, kCount> load_strip(const T* row, unsigned at, unsigned apart, unsigned columns) {
   Strip<T, kCount> strip = {};
   if constexpr (kAligned) {
     static_assert(kCount == kVector<T>);
     if (at < columns) {
-      const Vector<T> vector = load(reinterpret_cast<const Vector<T>*>(row + at));
+      const Vector<T> vector = load_from<space>(reinterpret_cast<const Vector<T>*>(row + at));
 #pragma unroll
       for (int i = 0; i < kCount; ++i) strip.values[i] = vector.values[i];
     }
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
-      if (at + i * apart < columns) strip.values[i] = load(row + (at + i * apart));
+      if (at + i * apart < columns) strip.values[i] = load_from<space>(row + (at + i * apart));
   }
   return strip;
 }

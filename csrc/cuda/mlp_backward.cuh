@@ -281,8 +281,7 @@ MlpBackwardScratch mlp_backward_scratch(const MlpBackward<W>& p) {
 template <class W>
 void mlp_backward_launch(const Stream& stream, const MlpBackward<W>& p) {
   const int64_t groups = ceil_div(p.samples, kGateSamples);
-  launch(stream, "gate_backward_kernel", gate_backward_kernel<W>,
-         {groups * p.splits() * p.column_blocks(), kTileThreads}, p);
+  launch(stream, "gate_backward", gate_backward_kernel<W>, {groups * p.splits() * p.column_blocks(), kTileThreads}, p);
   const int64_t channel_blocks = ceil_div(p.channels, kTileThreads);
   ParameterBlocks blocks = {};
   blocks.weight2 = int(outer_blocks(p.channels, p.width));
@@ -293,8 +292,7 @@ void mlp_backward_launch(const Stream& stream, const MlpBackward<W>& p) {
     blocks.branches = int(ceil_div(p.samples * p.channels, kTileThreads));
   }
   if (p.taps > 0) blocks.convolution = p.taps + 1;
-  launch(stream, "parameter_gradients_kernel", parameter_gradients_kernel<W>, {blocks.total(), kTileThreads}, p,
-         blocks);
+  launch(stream, "parameter_gradients", parameter_gradients_kernel<W>, {blocks.total(), kTileThreads}, p, blocks);
 }
 
 }  // namespace cbam_fused

@@ -43,11 +43,21 @@ class Operation {
 
   const Stream& stream() const { return stream_; }
 
+  // How to serve a workload on this device.
+  Plan plan(const Workload& workload) const {
+    const Plan chosen = cbam_fused::plan(workload, recording ? recording->device : device());
+    if (recording) {
+      recording->plan = chosen.row;
+      recording->group_samples = chosen.group_samples;
+    }
+    return chosen;
+  }
+
   // The elements of a dense tensor; null for none.
   template <class T>
   const T* input(const char* name, const Tensor& t) const {
-    announce(t.const_data_ptr(), t.numel() * sizeof(T), name, false);
-    return data<T>(t);
+    tell(t, name, false);
+    return static_cast<const T*>(address(t));
   }
   template <class T>
   const T* input(const char* name, const OptionalTensor& t) const {
@@ -57,13 +67,13 @@ class Operation {
   template <class A>
   Parameter<A> parameter(const char* name, const OptionalTensor& t) const {
     if (!t) return {};
-    announce(t->const_data_ptr(), t->numel() * t->element_size(), name, false);
-    return {t->const_data_ptr(), element_type(*t)};
+    tell(*t, name, false);
+    return {address(*t), element_type(*t)};
   }
   // A running statistic, which is updated.
   RunningStatistic running_statistic(const char* name, OptionalTensor& t) const {
     if (!t) return {};
-    announce(t->const_data_ptr(), t->numel() * t->element_size(), name, false);
+    tell(*t, name, false);
     return {t->mutable_data_ptr(), element_type(*t)};
   }
 
@@ -79,6 +89,38 @@ class Operation {
   Tensor empty_like(const char* name, const Tensor& t) const { return announced(name, torch::stable::empty_like(t)); }
 
  private:
+  static void tell(const Tensor& t, const char* name, bool fresh) {
+    if (!recording) announce(t.const_data_ptr(), t.numel() * t.element_size(), name, fresh);
+  }
+  // Where a tensor is. A meta tensor is nowhere, but no null pointer, which is what stands for no tensor.
+  static const void* address(const Tensor& t) {
+    return recording ? reinterpret_cast<const void*>(uintptr_t(64)) : t.const_data_ptr();
+  }
+  Device device() const {
+    if (!x_.is_cuda()) return described(0);
+    static const std::vector<Device> devices = [this] {
+      int count = 0;
+      check(cudaGetDeviceCount(&count));
+      std::vector<Device> all;
+      for (int index = 0; index < count; ++index) all.push_back(described(index));
+      return all;
+    }();
+    return devices.at(x_.get_device_index());
+  }
+  Device described(int index) const {
+    const auto attribute = [&](cudaDeviceAttr which) {
+      int value = 0;
+      check(cudaDeviceGetAttribute(&value, which, index));
+      return value;
+    };
+    return {10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
+            attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrL2CacheSize),
+            attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+  }
+  void check(cudaError_t error) const {
+    STD_TORCH_CHECK(error == cudaSuccess, stream_.operation,
+                    ": no properties of a device: ", cudaGetErrorString(error));
+  }
   static ElementType element_type(const Tensor& t) {
     switch (t.scalar_type()) {
       case ScalarType::Double:
@@ -92,7 +134,7 @@ class Operation {
     }
   }
   static Tensor announced(const char* name, const Tensor& t) {
-    announce(t.const_data_ptr(), t.numel() * t.element_size(), name, true);
+    tell(t, name, true);
     return t;
   }
 
@@ -101,8 +143,9 @@ class Operation {
   Stream stream_;
 };
 
-// Registers the function `name` as the operation of that name.
-#define CBAM_OPERATION(name) \
-  STABLE_TORCH_LIBRARY_IMPL(CBAM_NAMESPACE, CBAM_DISPATCH_KEY, m) { m.impl(#name, TORCH_BOX(&name)); }
+// Registers the function `name` as the operation of that name, and as the one that explains itself (see explain.cu).
+#define CBAM_OPERATION(name)                                                                           \
+  STABLE_TORCH_LIBRARY_IMPL(CBAM_NAMESPACE, CBAM_DISPATCH_KEY, m) { m.impl(#name, TORCH_BOX(&name)); } \
+  STABLE_TORCH_LIBRARY_IMPL(CBAM_EXPLAIN_NAMESPACE, Meta, m) { m.impl(#name, TORCH_BOX(&name)); }
 
 }  // namespace cbam_fused

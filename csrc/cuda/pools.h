@@ -64,6 +64,21 @@ __device__ inline Pools<A> group_pools(const Pools<A>& own, int lanes) {
   return all;
 }
 
+// The pools of all parts, which get(part) gives. Sums are made of chains of at most kChain parts, so that none is long.
+template <Ties ties, bool kAll, class A, class Get>
+__device__ inline Pools<A> total_of_parts(int64_t parts, Get get) {
+  constexpr int kChain = 32;
+  Pools<A> all = no_pools<ties, A>();
+#pragma unroll 1
+  for (int64_t first = 0; first < parts; first += kChain) {
+    Pools<A> chain = no_pools<ties, A>();
+    const int64_t end = first + kChain < parts ? first + kChain : parts;
+    for (int64_t part = first; part < end; ++part) chain = merged<ties, kAll>(chain, get(part));
+    all = merged<ties, kAll>(all, chain);
+  }
+  return all;
+}
+
 // The pools of all parts of all rows, or columns, of every sample, as a kernel leaves them for the next one.
 template <class A>
 struct PartialPools {
@@ -86,28 +101,19 @@ struct PartialPools {
     }
   }
 
-  // The pools of all parts. Sums are made of chains of at most kChain parts, so that none is long.
+  // The pools of all parts.
   template <Ties ties, bool kAll>
   __device__ Pools<A> total(int64_t sample, int64_t index) const {
-    constexpr int kChain = 32;
-    Pools<A> all = no_pools<ties, A>();
-#pragma unroll 1
-    for (int64_t first = 0; first < parts; first += kChain) {
-      Pools<A> chain = no_pools<ties, A>();
-      const int64_t end = first + kChain < parts ? first + kChain : parts;
-      for (int64_t part = first; part < end; ++part) {
-        const int64_t at = (sample * parts + part) * length + index;
-        Pools<A> pools = {load(sum + at), {load(maximum + at), 0}, A(0), A(0)};
-        if constexpr (ties != Ties::kNone) pools.best.tie = load(tie + at);
-        if constexpr (kAll) {
-          pools.squares = load(squares + at);
-          pools.exponentials = load(exponentials + at);
-        }
-        chain = merged<ties, kAll>(chain, pools);
+    return total_of_parts<ties, kAll, A>(parts, [&](int64_t part) {
+      const int64_t at = (sample * parts + part) * length + index;
+      Pools<A> pools = {load(sum + at), {load(maximum + at), 0}, A(0), A(0)};
+      if constexpr (ties != Ties::kNone) pools.best.tie = load(tie + at);
+      if constexpr (kAll) {
+        pools.squares = load(squares + at);
+        pools.exponentials = load(exponentials + at);
       }
-      all = merged<ties, kAll>(all, chain);
-    }
-    return all;
+      return pools;
+    });
   }
 };
 

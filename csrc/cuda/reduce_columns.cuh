@@ -1,5 +1,5 @@
-// reduce_columns: the pools of each column of x, or of x * row_factor.
-// x [N, rows, columns]; row_factor [N, rows]; out: [N, parts, columns] (see pools.h, and order.h for the order).
+// reduce_columns: the pools of each column of x, or of x * factors of its rows.
+// x [N, rows, columns]; factors [N, rows]; out: [N, parts, columns] (see pools.h, and order.h for the order).
 // In NCHW it pools channels, and the factors are the channel gates; in channels_last pixels.
 // Traffic: x once.
 //
@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "factors.h"
 #include "launch.h"
 #include "order.h"
 #include "pools.h"
@@ -20,11 +21,25 @@ constexpr int kColumnThreads = 256;
 template <class T>
 struct ReduceColumns {
   const T* x;                      // [N, rows, columns]
-  const Compute<T>* row_factor;    // [N, rows], or null: none
   PartialPools<Compute<T>> pools;  // [N, parts, columns], out
-  int64_t samples, rows, columns;
+  int64_t rows, columns;
   int lanes, leaves;  // of a block
-  bool descending;    // samples from the last to the first
+  Samples samples;
+
+  ReduceColumns() = default;
+  ReduceColumns(const T* x, const PartialPools<Compute<T>>& pools, int64_t rows, int64_t columns,
+                const Samples& samples)
+      : x(x), pools(pools), rows(rows), columns(columns), samples(samples) {
+    // As many leaves as leave room for a warp's reading of neighbouring columns; where there are fewer, more columns.
+    leaves = power_of_two_from(column_leaves(rows), kColumnThreads / lanes_for(strips()));
+    lanes = power_of_two_from(strips(), kColumnThreads / leaves);
+  }
+
+  bool aligned() const { return columns % kVector<T> == 0; }
+  int64_t strips() const { return ceil_div(columns, aligned() ? kColumns<T, true> : kColumns<T, false>); }
+  int threads() const { return std::max(lanes * leaves, kWarp); }
+  // Blocks that serve one sample.
+  int64_t blocks() const { return ceil_div(strips(), lanes) * ceil_div(column_leaves(rows), leaves); }
 };
 
 // The pools of a block's threads, in shared memory. Element i of each thread's strip has an area of its own, of which
@@ -61,11 +76,55 @@ struct SharedPools {
   }
 };
 
-template <class T, bool kAligned, Ties ties, bool kAll, bool kFactor>
-__global__ void __launch_bounds__(kColumnThreads, 2) reduce_columns_kernel(ReduceColumns<T> p) {
+// The pools of one leaf of a strip of columns (see load_strip). `matrix` begins with the leaf, the sample's row
+// first_row, and has row_count rows from there on, perhaps none.
+template <bool kAligned, Ties ties, bool kAll, Space space, class T, class Factors>
+__device__ inline void reduce_leaf(const T* matrix, int64_t row_count, int64_t columns, unsigned column, unsigned apart,
+                                   int64_t sample, int64_t first_row, const Factors& factors,
+                                   Pools<Compute<T>> (&pools)[kColumns<T, kAligned>]) {
+  using A = Compute<T>;
+  constexpr bool kFactor = !std::is_same_v<Factors, NoFactors>;
+  constexpr int kCount = kColumns<T, kAligned>, kRowsAtOnce = kRowsOfStep<T, kAligned>;
+  const int rows = int(row_count < kLeafRows ? row_count : kLeafRows);
+  A sums[kCount] = {};  // those of `pools` are of a step
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) pools[i] = no_pools<ties, A>();
+#pragma unroll 1
+  for (int first = 0; first < rows; first += kRowsAtOnce) {
+    Strip<T, kCount> strips[kRowsAtOnce];
+    A factor[kRowsAtOnce];
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k) {
+      const bool exists = first + k < rows;
+      strips[k] = load_strip<kAligned, kCount, space>(matrix + (first + k) * columns, column, apart,
+                                                      exists ? unsigned(columns) : 0);
+      if constexpr (kFactor) factor[k] = exists ? factors.at(sample, first_row + first + k) : A(0);
+    }
+#pragma unroll
+    for (int k = 0; k < kRowsAtOnce; ++k) {
+      if (first + k >= rows) break;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        A value = to_compute(strips[k].values[i]);
+        if constexpr (kFactor) value *= factor[k];
+        add_value<ties, kAll>(pools[i], value, int32_t(first_row + first + k));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      sums[i] += pools[i].sum;
+      pools[i].sum = A(0);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) pools[i].sum = sums[i];
+}
+
+// What block `block` of reduce_columns does.
+template <bool kAligned, Ties ties, bool kAll, class T, class Factors>
+__device__ inline void reduce_columns(const ReduceColumns<T>& p, const Factors& factors, int64_t block) {
   using A = Compute<T>;
   constexpr int kCount = kColumns<T, kAligned>;
-  constexpr int kRowsAtOnce = kRowsOfStep<T, kAligned>;
   using Shared = SharedPools<A, kCount, ties, kAll>;
   SHARED_ARRAY(A, sum, Shared::kSize);
   SHARED_ARRAY(A, maximum, Shared::kSize);
@@ -76,54 +135,21 @@ __global__ void __launch_bounds__(kColumnThreads, 2) reduce_columns_kernel(Reduc
 
   const int thread = int(threadIdx.x), lane = thread % p.lanes, leaf = thread / p.lanes;
   const int width = p.lanes * kCount;
-  const int64_t column_blocks = ceil_div(p.columns, width), block = blockIdx.x;
+  const int64_t column_blocks = ceil_div(p.columns, width);
   const int64_t leaf_blocks = ceil_div(p.rows, int64_t(p.leaves) * kLeafRows);
-  const int64_t leaf_block = block / column_blocks % leaf_blocks, sample_at = block / column_blocks / leaf_blocks;
-  const int64_t sample = p.descending ? p.samples - 1 - sample_at : sample_at;
+  const int64_t leaf_block = block / column_blocks % leaf_blocks;
+  const int64_t sample = p.samples[block / column_blocks / leaf_blocks];
   const int64_t first_leaf = leaf_block * p.leaves, first_column = block % column_blocks * width;
 
   {
-    const unsigned apart = kAligned ? 1 : p.lanes, columns = unsigned(p.columns);
     const unsigned column = unsigned(first_column) + (kAligned ? lane * kCount : lane);
     const int64_t first_row = (first_leaf + leaf) * kLeafRows;
-    const int rows = int(p.rows - first_row < kLeafRows ? p.rows - first_row : kLeafRows);
-    const T* source = p.x + (sample * p.rows + first_row) * p.columns;
-    const A* factors = kFactor ? p.row_factor + sample * p.rows + first_row : nullptr;
-    Pools<A> pools[kCount];  // the sums: of a step
-    A sums[kCount] = {};
+    Pools<A> pools[kCount];
+    reduce_leaf<kAligned, ties, kAll, Space::kDevice>(p.x + (sample * p.rows + first_row) * p.columns,
+                                                      p.rows - first_row, p.columns, column, kAligned ? 1 : p.lanes,
+                                                      sample, first_row, factors, pools);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) pools[i] = no_pools<ties, A>();
-#pragma unroll 1
-    for (int first = 0; first < rows; first += kRowsAtOnce) {
-      Strip<T, kCount> strips[kRowsAtOnce];
-      A factor[kRowsAtOnce];
-#pragma unroll
-      for (int k = 0; k < kRowsAtOnce; ++k) {
-        const bool exists = first + k < rows;
-        strips[k] = load_strip<kAligned, kCount>(source + (first + k) * p.columns, column, apart, exists ? columns : 0);
-        if constexpr (kFactor) factor[k] = exists ? load(factors + first + k) : A(0);
-      }
-#pragma unroll
-      for (int k = 0; k < kRowsAtOnce; ++k) {
-        if (first + k >= rows) break;
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-          A value = to_compute(strips[k].values[i]);
-          if constexpr (kFactor) value *= factor[k];
-          add_value<ties, kAll>(pools[i], value, int32_t(first_row + first + k));
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        sums[i] += pools[i].sum;
-        pools[i].sum = A(0);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      pools[i].sum = sums[i];
-      shared.put(i, thread, pools[i]);
-    }
+    for (int i = 0; i < kCount; ++i) shared.put(i, thread, pools[i]);
   }
   __syncthreads();
 
@@ -142,18 +168,16 @@ __global__ void __launch_bounds__(kColumnThreads, 2) reduce_columns_kernel(Reduc
   }
 }
 
-template <Ties ties, bool kAll, bool kFactor, class T>
-void reduce_columns_launch(const Stream& stream, ReduceColumns<T> p) {
-  const bool aligned = p.columns % kVector<T> == 0;
-  const int64_t strips = ceil_div(p.columns, aligned ? kColumns<T, true> : kColumns<T, false>);
-  // As many leaves as leave room for a warp's reading of neighbouring columns; where there are fewer, more columns.
-  p.leaves = power_of_two_from(column_leaves(p.rows), kColumnThreads / lanes_for(strips));
-  p.lanes = power_of_two_from(strips, kColumnThreads / p.leaves);
-  const int threads = std::max(p.lanes * p.leaves, kWarp);
-  const int64_t column_blocks = ceil_div(strips, p.lanes), leaf_blocks = ceil_div(column_leaves(p.rows), p.leaves);
-  const auto kernel = aligned ? reduce_columns_kernel<T, true, ties, kAll, kFactor>
-                              : reduce_columns_kernel<T, false, ties, kAll, kFactor>;
-  launch(stream, "reduce_columns", kernel, {p.samples * leaf_blocks * column_blocks, unsigned(threads)}, p);
+template <class T, bool kAligned, Ties ties, bool kAll, class Factors>
+__global__ void __launch_bounds__(kColumnThreads, 2) reduce_columns_kernel(ReduceColumns<T> p, Factors factors) {
+  reduce_columns<kAligned, ties, kAll>(p, factors, blockIdx.x);
+}
+
+template <Ties ties, bool kAll, class T, class Factors>
+void reduce_columns_launch(const Stream& stream, const ReduceColumns<T>& p, const Factors& factors) {
+  const auto kernel = p.aligned() ? reduce_columns_kernel<T, true, ties, kAll, Factors>
+                                  : reduce_columns_kernel<T, false, ties, kAll, Factors>;
+  launch(stream, "reduce_columns", kernel, {p.samples.count * p.blocks(), unsigned(p.threads())}, p, factors);
 }
 
 }  // namespace cbam_fused

@@ -1,5 +1,5 @@
-// reduce_rows: the pools of each row of x, or of x * column_factor.
-// x [N, rows, columns]; column_factor [N, columns]; out: [N, parts, rows] (see pools.h, and order.h for the order).
+// reduce_rows: the pools of each row of x, or of x * factors of its columns.
+// x [N, rows, columns]; factors [N, columns]; out: [N, parts, rows] (see pools.h, and order.h for the order).
 // In NCHW it pools pixels; in channels_last channels, and the factors are the channel gates.
 // Traffic: x once. The factors are read once for kAccumulators rows.
 //
@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "factors.h"
 #include "launch.h"
 #include "order.h"
 #include "pools.h"
@@ -19,31 +20,34 @@ constexpr int kReduceThreads = 256;
 
 template <class T>
 struct ReduceRows {
-  const T* x;                       // [N, rows, columns]
-  const Compute<T>* column_factor;  // [N, columns], or null: none
-  PartialPools<Compute<T>> pools;   // [N, parts, rows], out
-  int64_t samples, rows, columns;
+  const T* x;                      // [N, rows, columns]
+  PartialPools<Compute<T>> pools;  // [N, parts, rows], out
+  int64_t rows, columns;
   RowOrder order;
-  bool descending;  // samples from the last to the first
+  Samples samples;
+
+  // Blocks of so many threads that serve one sample.
+  __host__ __device__ int64_t blocks(int threads) const {
+    return order.parts * ceil_div(rows, threads / order.lanes * order.rows_at_once());
+  }
 };
 
-template <class T, bool kAligned, Ties ties, bool kAll, bool kFactor>
-__global__ void __launch_bounds__(kReduceThreads, 2) reduce_rows_kernel(ReduceRows<T> p) {
+// The pools of one part of as many rows of the matrix [row_count, columns] of a sample as a group of lanes has at once,
+// from first_row on: calls keep(row, pools), by one lane for each. All lanes of the warp call.
+template <bool kAligned, Ties ties, bool kAll, Space space, class T, class Factors, class Keep>
+__device__ inline void reduce_row_part(const T* matrix, int64_t row_count, int64_t columns, const RowOrder& order,
+                                       int64_t sample, const Factors& factors, int64_t first_row, int64_t part,
+                                       Keep keep) {
   using A = Compute<T>;
+  constexpr bool kFactor = !std::is_same_v<Factors, NoFactors>;
   constexpr int kCount = kStrip<T, kAligned>;
-  const int lanes = p.order.lanes, rows_at_once = p.order.rows_at_once();
-  const int lane = int(threadIdx.x) % lanes, group = int(threadIdx.x) / lanes;
-  const int block_rows = int(blockDim.x) / lanes * rows_at_once;
-  const int64_t row_blocks = ceil_div(p.rows, block_rows), block = blockIdx.x;
-  const int64_t part = block / row_blocks % p.order.parts, sample_at = block / row_blocks / p.order.parts;
-  const int64_t sample = p.descending ? p.samples - 1 - sample_at : sample_at;
-  const int64_t first_row = block % row_blocks * block_rows + group * rows_at_once;
+  const int lanes = order.lanes, lane = int(threadIdx.x) % lanes;
   const int64_t part_columns = int64_t(kChunksPerPart) * lanes * kCount;
   const unsigned begin = unsigned(part * part_columns);
-  const unsigned end = unsigned(p.columns < begin + part_columns ? p.columns : begin + part_columns);
+  const unsigned end = unsigned(columns < begin + part_columns ? columns : begin + part_columns);
 
   // Accumulator k has strips of row k / at_once: one of each chunk, or of every at_once-th.
-  const int at_once_shift = kFactor ? 0 : p.order.at_once_shift;
+  const int at_once_shift = kFactor ? 0 : order.at_once_shift;
   const unsigned chunk = lanes * kCount, apart = kAligned ? 1 : lanes, step = chunk << at_once_shift;
   const T* rows[kAccumulators];
   unsigned ends[kAccumulators], ahead[kAccumulators];
@@ -51,8 +55,8 @@ __global__ void __launch_bounds__(kReduceThreads, 2) reduce_rows_kernel(ReduceRo
 #pragma unroll
   for (int k = 0; k < kAccumulators; ++k) {
     const int64_t row = first_row + (k >> at_once_shift);
-    rows[k] = p.x + (sample * p.rows + row) * p.columns;
-    ends[k] = row < p.rows ? end : 0;
+    rows[k] = matrix + row * columns;
+    ends[k] = row < row_count ? end : 0;
     ahead[k] = (k & ((1 << at_once_shift) - 1)) * chunk;
     pools[k] = no_pools<ties, A>();
   }
@@ -62,9 +66,9 @@ __global__ void __launch_bounds__(kReduceThreads, 2) reduce_rows_kernel(ReduceRo
     Strip<T, kCount> strips[kAccumulators];
 #pragma unroll
     for (int k = 0; k < kAccumulators; ++k)
-      strips[k] = load_strip<kAligned, kCount>(rows[k], column + ahead[k], apart, ends[k]);
+      strips[k] = load_strip<kAligned, kCount, space>(rows[k], column + ahead[k], apart, ends[k]);
     A factor[kCount];
-    if constexpr (kFactor) load_factors<kAligned>(p.column_factor + sample * p.columns, column, apart, end, factor);
+    if constexpr (kFactor) factors.template strip<kAligned>(sample, column, apart, end, factor);
 #pragma unroll
     for (int k = 0; k < kAccumulators; ++k) {
 #pragma unroll
@@ -91,17 +95,37 @@ __global__ void __launch_bounds__(kReduceThreads, 2) reduce_rows_kernel(ReduceRo
     if (lane == k >> at_once_shift) own = row_pools;
   }
   const int64_t row = first_row + lane;
-  if (lane < rows_at_once && row < p.rows) p.pools.template store_part<ties, kAll>(sample, part, row, own);
+  if (lane < order.rows_at_once() && row < row_count) keep(row, own);
 }
 
-template <Ties ties, bool kAll, bool kFactor, class T>
-void reduce_rows_launch(const Stream& stream, const ReduceRows<T>& p) {
-  const auto kernel = p.columns % kVector<T> == 0 ? reduce_rows_kernel<T, true, ties, kAll, kFactor>
-                                                  : reduce_rows_kernel<T, false, ties, kAll, kFactor>;
+// What block `block` of reduce_rows does.
+template <bool kAligned, Ties ties, bool kAll, class T, class Factors>
+__device__ inline void reduce_rows(const ReduceRows<T>& p, const Factors& factors, int64_t block) {
+  const int rows_at_once = p.order.rows_at_once(), group = int(threadIdx.x) / p.order.lanes;
+  const int block_rows = int(blockDim.x) / p.order.lanes * rows_at_once;
+  const int64_t row_blocks = ceil_div(p.rows, block_rows);
+  const int64_t part = block / row_blocks % p.order.parts;
+  const int64_t sample = p.samples[block / row_blocks / p.order.parts];
+  const int64_t first_row = block % row_blocks * block_rows + group * rows_at_once;
+  reduce_row_part<kAligned, ties, kAll, Space::kDevice>(
+      p.x + sample * p.rows * p.columns, p.rows, p.columns, p.order, sample, factors, first_row, part,
+      [&](int64_t row, const Pools<Compute<T>>& pools) {
+        p.pools.template store_part<ties, kAll>(sample, part, row, pools);
+      });
+}
+
+template <class T, bool kAligned, Ties ties, bool kAll, class Factors>
+__global__ void __launch_bounds__(kReduceThreads, 2) reduce_rows_kernel(ReduceRows<T> p, Factors factors) {
+  reduce_rows<kAligned, ties, kAll>(p, factors, blockIdx.x);
+}
+
+template <Ties ties, bool kAll, class T, class Factors>
+void reduce_rows_launch(const Stream& stream, const ReduceRows<T>& p, const Factors& factors) {
+  const auto kernel = p.columns % kVector<T> == 0 ? reduce_rows_kernel<T, true, ties, kAll, Factors>
+                                                  : reduce_rows_kernel<T, false, ties, kAll, Factors>;
   const int64_t groups = ceil_div(p.rows, p.order.rows_at_once());
   const int threads = int(std::min<int64_t>(ceil_div(groups * p.order.lanes, kWarp) * kWarp, kReduceThreads));
-  const int64_t row_blocks = ceil_div(p.rows, threads / p.order.lanes * p.order.rows_at_once());
-  launch(stream, "reduce_rows", kernel, {p.samples * p.order.parts * row_blocks, unsigned(threads)}, p);
+  launch(stream, "reduce_rows", kernel, {p.samples.count * p.blocks(threads), unsigned(threads)}, p, factors);
 }
 
 }  // namespace cbam_fused

@@ -83,7 +83,15 @@ struct alignas(kAligned ? 16 : alignof(T)) Elements {
   T values[kElements<T, kAligned>];
 };
 
-// The tile of this block, and the thread's place in it.
+// The samples that a grid serves, and their order.
+struct Samples {
+  int64_t first, count;
+  bool descending;  // from the last to the first
+
+  __host__ __device__ int64_t operator[](int64_t i) const { return first + (descending ? count - 1 - i : i); }
+};
+
+// The tile of a block, and the thread's place in it.
 template <class T, bool kAligned>
 struct Tile {
   int64_t sample;                   // which of the N
@@ -95,14 +103,13 @@ struct Tile {
   int64_t pitch;                    // from a row to the next
   int64_t start;                    // of the tile, in the tensor
 
-  // The blocks are the tiles of the first sample, row by row, then those of the second, ...; descending: the samples
-  // from the last to the first.
-  __device__ Tile(const Tiling& t, int64_t samples, bool descending)
+  // Blocks are the tiles of the first sample, row by row, then those of the second, ...
+  __device__ Tile(const Tiling& t, const Samples& samples, unsigned block)
       : lanes(t.lanes), lines(kTileThreads / t.lanes), pitch(t.columns) {
-    const unsigned block = blockIdx.x, thread = threadIdx.x;
+    const unsigned thread = threadIdx.x;
     const unsigned tiles = unsigned(t.row_tiles) * unsigned(t.column_tiles);  // no more than blocks
     const unsigned within = block % tiles;
-    sample = descending ? samples - 1 - block / tiles : block / tiles;
+    sample = samples[block / tiles];
     row_tile = int(within / unsigned(t.column_tiles));
     column_tile = int(within % unsigned(t.column_tiles));
     first_row = int64_t(row_tile) * t.tile_rows;

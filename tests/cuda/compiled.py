@@ -19,12 +19,14 @@ TABLED = ("sm_80", "sm_90", "sm_100", "sm_120")
 REGISTERS = 16384
 WARPS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "sm_120": 48}  # that a multiprocessor holds
 SHARED_MEMORY = {"sm_80": 164, "sm_90": 228, "sm_100": 228, "sm_120": 100}  # its KiB
+# Their unaligned rows come through shared memory; there is no skewed kernel for them.
+ALWAYS_ALIGNED = ("resident_kernel", "skewed_kernel")
 RESERVED = 1024  # bytes that every block takes besides what it asks for
 
 
 class Kernel(NamedTuple):
     """`name<element, ...>`; those that access tensors as large as x are further templated on
-    whether it is by whole vectors of 16 bytes.
+    whether it is by whole vectors of 16 bytes, but for those that always do.
     """
 
     name: str
@@ -39,7 +41,7 @@ class Kernel(NamedTuple):
 
     @property
     def is_aligned(self) -> bool:
-        return self.others[:1] == ("true",)
+        return self.others[:1] == ("true",) and self.name not in ALWAYS_ALIGNED
 
     def unaligned(self) -> "Kernel":
         return self._replace(others=("false", *self.others[1:]))
@@ -66,7 +68,7 @@ class Code(NamedTuple):
         )
 
 
-_ACCESS = re.compile(r"\b(LDG|STG|LD|ST|LDL|STL)((?:\.\w+)*) ")
+_ACCESS = re.compile(r"\b(LDG|LDGSTS|STG|LD|ST|LDL|STL)((?:\.\w+)*) ")
 _WIDTH = re.compile(r"\.[US]?(8|16|64|128|256)\b")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cbam_fused import library
-from tests.cuda.compiled import TABLED, Code, Kernel, code, table
+from tests.cuda.compiled import ALWAYS_ALIGNED, TABLED, Code, Kernel, code, table
 
 BUILT = [name for name in library.build.get("architectures", ()) if name.startswith("sm_")]
 # Of the convolution or the norm, which may be in the type of x.
@@ -28,8 +28,12 @@ def check_memory_of_its_own(kernel: Kernel, compiled: dict[Kernel, Code]) -> Non
 
 
 def check_kinds_of_memory(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
-    """The compiler knows of every access whether it is to device memory or to shared memory."""
-    assert not {"LD", "ST"} & {kind for kind, _ in compiled[kernel].accesses}, kernel
+    """The compiler knows of every access whether it is to device memory or to shared memory; that
+    of other blocks may only be read.
+    """
+    kinds = {kind for kind, _ in compiled[kernel].accesses}
+    assert "ST" not in kinds, kernel
+    assert "LD" not in kinds or kernel.name == "resident_kernel", kernel
 
 
 def check_widths(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
@@ -46,6 +50,16 @@ def check_widths(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
         assert own["LDG", 16] <= allowed, kernel
 
 
+def check_wide_accesses(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
+    """x comes, and y goes, by 16 bytes at a time; no element of y goes by itself."""
+    own = compiled[kernel].accesses
+    loads = "LDGSTS" if kernel.name == "resident_kernel" else "LDG"
+    assert (loads, 128) in own, kernel
+    applies = kernel.name == "resident_kernel" or kernel.others[-1] == "true"
+    assert (("STG", 128) in own) == applies, kernel
+    assert own["STG", 16] == 0, kernel
+
+
 @pytest.mark.parametrize("architecture", BUILT)
 def test_every_kernel(architecture):
     compiled = code(architecture)
@@ -55,6 +69,9 @@ def test_every_kernel(architecture):
         check_kinds_of_memory(kernel, compiled)
         if kernel.is_aligned:
             check_widths(kernel, compiled)
+        has_clusters = int(architecture[3:]) >= 90
+        if kernel.name in ALWAYS_ALIGNED and (has_clusters or kernel.name != "resident_kernel"):
+            check_wide_accesses(kernel, compiled)
 
 
 def test_the_table_is_that_of_the_library():

@@ -47,6 +47,7 @@ FLAGS = (
     "-DTORCH_TARGET_VERSION=0x020b000000000000",
     "-DCBAM_NAMESPACE=cbam_fused_simt",
     "-DCBAM_DISPATCH_KEY=CPU",
+    "-DCBAM_EXPLAIN_NAMESPACE=cbam_fused_simt_explain",
 )
 
 # What the kernels of a mode are compiled with; what its runtime is, which is never instrumented

@@ -17,7 +17,7 @@ from types import ModuleType
 
 import torch
 
-from cbam_fused import backends, cuda_backend, ops
+from cbam_fused import backends, cuda_backend, explanation, ops
 from cbam_fused.backends import Backend
 from cbam_fused.schemas import SCHEMAS
 from tests.simt import build
@@ -73,7 +73,7 @@ _definitions: list[torch.library.Library] = []  # they last as long as these obj
 
 def _define_operations() -> None:
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
-    _definitions.append(library)
+    _definitions.extend((library, explanation.define_operations(f"{NAMESPACE}_explain")))
     for name, schema in SCHEMAS.items():
         library.define(name + schema)
         torch.library.register_fake(f"{NAMESPACE}::{name}", ops._FAKES[name], lib=library)
@@ -111,3 +111,17 @@ def settings(operations: str = "cuda", **values) -> Iterator[ModuleType]:
     finally:
         kernels.configure()
         kernels.reset()
+
+
+@contextlib.contextmanager
+def device(**values) -> Iterator[None]:
+    """Within the context operations are told that the device has these properties.
+
+    ``multiprocessors`` and ``l2_bytes``; default: those of an H200.
+    """
+    kernels = load()
+    kernels.device(**values)
+    try:
+        yield
+    finally:
+        kernels.device()

@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 
+#include "runtime/device.h"
 #include "runtime/global_memory.h"
 #include "runtime/launch.h"
 #include "runtime/reuse.h"
@@ -52,6 +53,15 @@ PYBIND11_MODULE(simt_kernels, m) {
         py::arg("resident") = 1, py::arg("count_sectors") = false, py::arg("count_reuse") = false,
         py::arg("fill") = 0xff, py::arg("repeat") = 1,
         "How launches are run from now on; runtime/settings.h says what is what.");
+  const simt::Device usual;
+  m.def(
+      "device",
+      [](int capability, int multiprocessors, int l2_bytes, int shared_bytes, int block_shared_bytes) {
+        simt::device = {capability, multiprocessors, l2_bytes, shared_bytes, block_shared_bytes};
+      },
+      py::kw_only(), py::arg("capability") = usual.capability, py::arg("multiprocessors") = usual.multiprocessors,
+      py::arg("l2_bytes") = usual.l2_bytes, py::arg("shared_bytes") = usual.shared_bytes,
+      py::arg("block_shared_bytes") = usual.block_shared_bytes, "What operations that ask are told of the device.");
   m.def("traffic", &simt::traffic, "By name of the tensor, since the last reset.");
   m.def("reuse", &simt::reuse,
         "By name of the tensor, since the last reset: the bytes that were touched between two uses of a sector of it, "
