@@ -6,7 +6,7 @@
 namespace cbam_fused {
 
 template <class T, bool kAligned, bool kChannelsLast>
-__global__ void __launch_bounds__(kTileThreads, 3) apply_kernel(Apply<T> p) {
+__global__ void __launch_bounds__(kTileThreads, sizeof(T) == 8 ? 2 : 3) apply_kernel(Apply<T> p) {
   DYNAMIC_SHARED(Compute<T>, room);
   apply<kAligned, kChannelsLast>(p, room, blockIdx.x);
 }
