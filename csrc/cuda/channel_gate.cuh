@@ -113,12 +113,12 @@ struct GateRoom {
   __host__ __device__ int64_t size() const { return int64_t(columns) * (inputs() + hidden()) + hidden(); }
 };
 
-// The gate of one sample, by all threads of a block: it is returned, [C], in `room`, which has GateRoom's size. There
-// must be a hidden layer. keep: descriptors, ties, hidden [N, B, R] and the gate [N, C] are stored.
+// The gate of one sample, by all threads of a block: it is left, [C], at the start of `room`, which has GateRoom's
+// size. There must be a hidden layer. keep: descriptors, ties, hidden [N, B, R] and the gate [N, C] are stored.
 template <class W>
-__device__ inline const Compute<W>* channel_gate_in_block(const Descriptors<Compute<W>>& descriptors, const Mlp<W>& mlp,
-                                                          int64_t sample, bool keep, Compute<W>* hidden,
-                                                          Compute<W>* channel_gate, Compute<W>* room) {
+__device__ inline void channel_gate_in_block(const Descriptors<Compute<W>>& descriptors, const Mlp<W>& mlp,
+                                             int64_t sample, bool keep, Compute<W>* hidden, Compute<W>* channel_gate,
+                                             Compute<W>* room) {
   using A = Compute<W>;
   const int thread = int(threadIdx.x), threads = int(blockDim.x), columns = descriptors.columns;
   const int channels = int(descriptors.channels), reduced = int(mlp.reduced);
@@ -155,7 +155,6 @@ __device__ inline const Compute<W>* channel_gate_in_block(const Descriptors<Comp
     if (keep) store(channel_gate + sample * channels + channel, value);
   });
   __syncthreads();
-  return gate;
 }
 
 // ---- Launch ---------------------------------------------------------------------------------------------------------

@@ -25,22 +25,26 @@ __global__ void __launch_bounds__(kSkewedThreads, 2) skewed_kernel(Skewed<T, kCh
   const int64_t within = block % gate_blocks, sample_at = block / gate_blocks;
   const int64_t sample = p.pool_channels.samples[sample_at];
   const bool keep = within == 0;
-  const auto gate_by = [&](const auto& mlp) {
-    return channel_gate_in_block(p.descriptors, mlp, sample, keep, p.hidden, p.channel_gate, room);
+  const auto set_gate = [&](const auto& mlp) {
+    channel_gate_in_block(p.descriptors, mlp, sample, keep, p.hidden, p.channel_gate, room);
   };
-  const A* gate;
-  if constexpr (std::is_same_v<T, A>)
-    gate = gate_by(p.mlp);
-  else
-    gate = p.weights_in_compute ? gate_by(p.mlp) : gate_by(p.mlp_in_x_dtype);
+  if constexpr (std::is_same_v<T, A>) {
+    set_gate(p.mlp);
+  } else {
+    if (p.weights_in_compute)
+      set_gate(p.mlp);
+    else
+      set_gate(p.mlp_in_x_dtype);
+  }
+  const FactorsInBlock<A> gate = {room};
   const int64_t first = sample_at * p.channel_blocks + within * p.channel_tiles;
   const int64_t end = (sample_at + 1) * p.channel_blocks;
   for (int64_t tile = first; tile < first + p.channel_tiles && tile < end; ++tile) {
     if constexpr (kChannelsLast) {
-      reduce_rows<true, ties, false>(p.pool_channels, FactorsInBlock<A>{gate}, tile);
+      reduce_rows<true, ties, false>(p.pool_channels, gate, tile);
     } else {
       if (tile > first) __syncthreads();  // what the last one has in shared memory
-      reduce_columns<true, ties, false>(p.pool_channels, FactorsInBlock<A>{gate}, tile);
+      reduce_columns<true, ties, false>(p.pool_channels, gate, tile);
     }
   }
 }
