@@ -48,11 +48,11 @@ class Kernel(NamedTuple):
 
 
 class Code(NamedTuple):
-    """How a kernel was compiled; the accesses are instructions, by (kind, bits)."""
+    """What a kernel takes, as it was compiled."""
 
+    symbol: str
     resources: machine_code.Resources
     threads: int  # of a block
-    accesses: Counter[tuple[str, int]]
 
     def blocks(self, architecture: str) -> int:
         """How many a multiprocessor holds at once, but for shared memory that launches ask for."""
@@ -72,15 +72,19 @@ _ACCESS = re.compile(r"\b(LDG|LDGSTS|STG|LD|ST|LDL|STL)((?:\.\w+)*) ")
 _WIDTH = re.compile(r"\.[US]?(8|16|64|128|256)\b")
 
 
-def _accesses(option: str) -> dict[str, Counter[tuple[str, int]]]:
-    """Of each kernel, from the disassembled instructions."""
+@functools.cache
+def accesses(architecture: str) -> dict[str, Counter[tuple[str, int]]]:
+    """By symbol, the accesses among the disassembled instructions, by (kind, bits). It takes half a
+    minute.
+    """
+    option = f"--gpu-architecture={architecture}"
     found: dict[str, Counter] = {}
     for line in machine_code.run_tool("cuobjdump", "-sass", option, library.path).splitlines():
         if name := re.search(r"Function : (\w+)", line):
-            accesses = found[name[1]] = Counter()
+            counts = found[name[1]] = Counter()
         elif access := _ACCESS.search(line):
             bits = _WIDTH.search(access[2])
-            accesses[access[1], int(bits[1]) if bits else 32] += 1
+            counts[access[1], int(bits[1]) if bits else 32] += 1
     return found
 
 
@@ -108,9 +112,9 @@ def code(architecture: str) -> dict[Kernel, Code]:
     """The library's kernels for an architecture that it was built for."""
     option = f"--gpu-architecture={architecture}"
     used = machine_code.resources(library.path, option)
-    accesses, threads = _accesses(option), _threads(option)
+    threads = _threads(option)
     return {
-        Kernel.parse(demangled): Code(used[name], threads[name], accesses[name])
+        Kernel.parse(demangled): Code(name, used[name], threads[name])
         for name, demangled in zip(used, _demangled(list(used)), strict=True)
     }
 

@@ -2,12 +2,14 @@
 wide its accesses are.
 """
 
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from cbam_fused import library
-from tests.cuda.compiled import ALWAYS_ALIGNED, TABLED, Code, Kernel, code, table
+from tests.cuda.compiled import ALWAYS_ALIGNED, TABLED, Code, Kernel, accesses, code, table
 
 BUILT = [name for name in library.build.get("architectures", ()) if name.startswith("sm_")]
 # Of the convolution or the norm, which may be in the type of x.
@@ -20,14 +22,19 @@ TABLE = Path(__file__).with_name("resources.txt")
 pytestmark = pytest.mark.skipif(not BUILT, reason="the library has no CUDA code")
 
 
-def check_memory_of_its_own(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
+class Compiled(NamedTuple):
+    code: Code
+    accesses: Counter[tuple[str, int]]
+
+
+def check_memory_of_its_own(kernel: Kernel, compiled: dict[Kernel, Compiled]) -> None:
     """No registers are spilled, and no arrays lie in memory."""
     own = compiled[kernel]
-    assert (own.resources.stack, own.resources.local) == (0, 0), kernel
+    assert (own.code.resources.stack, own.code.resources.local) == (0, 0), kernel
     assert not {"LDL", "STL"} & {kind for kind, _ in own.accesses}, kernel
 
 
-def check_kinds_of_memory(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
+def check_kinds_of_memory(kernel: Kernel, compiled: dict[Kernel, Compiled]) -> None:
     """The compiler knows of every access whether it is to device memory or to shared memory; that
     of other blocks may only be read.
     """
@@ -36,7 +43,7 @@ def check_kinds_of_memory(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
     assert "LD" not in kinds or kernel.name == "resident_kernel", kernel
 
 
-def check_widths(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
+def check_widths(kernel: Kernel, compiled: dict[Kernel, Compiled]) -> None:
     """Where rows of x are whole vectors it is accessed by nothing less: of 16-bit elements none is
     accessed singly, but for parameters. (Wider ones share their width with other tensors.)
     """
@@ -50,7 +57,7 @@ def check_widths(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
         assert own["LDG", 16] <= allowed, kernel
 
 
-def check_wide_accesses(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
+def check_wide_accesses(kernel: Kernel, compiled: dict[Kernel, Compiled]) -> None:
     """x comes, and y goes, by 16 bytes at a time; no element of y goes by itself."""
     own = compiled[kernel].accesses
     loads = "LDGSTS" if kernel.name == "resident_kernel" else "LDG"
@@ -62,7 +69,10 @@ def check_wide_accesses(kernel: Kernel, compiled: dict[Kernel, Code]) -> None:
 
 @pytest.mark.parametrize("architecture", BUILT)
 def test_every_kernel(architecture):
-    compiled = code(architecture)
+    found = accesses(architecture)
+    compiled = {
+        kernel: Compiled(own, found[own.symbol]) for kernel, own in code(architecture).items()
+    }
     assert any(kernel.is_aligned for kernel in compiled)
     for kernel in compiled:
         check_memory_of_its_own(kernel, compiled)

@@ -12,9 +12,9 @@
 
 namespace cbam_fused {
 
-// Every access of a kernel to device memory.
-__device__ __forceinline__ void note_load(const void*, size_t) {}
-__device__ __forceinline__ void note_store(const void*, size_t) {}
+// Every access of a kernel to device memory. The compiler does not always see by itself that it is no shared memory.
+__device__ __forceinline__ void note_load(const void* p, size_t) { __builtin_assume(__isGlobal(p)); }
+__device__ __forceinline__ void note_store(const void* p, size_t) { __builtin_assume(__isGlobal(p)); }
 
 // A tensor that the operation's kernels may touch; `fresh`: it was just allocated, and has no values yet.
 inline void announce(const void*, size_t /*bytes*/, const char* /*name*/, bool /*fresh*/) {}
