@@ -23,6 +23,7 @@ import gc
 import itertools
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -213,7 +214,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def results_path(folder: Path, device: str, backend: str) -> Path:
-    """Today's file of a device and a backend."""
+    """Today's file of a device and a backend, with the strategy where one was asked for."""
     name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     return folder / f"{name}-{backend}-gates-{datetime.date.today().isoformat()}.json"
 
@@ -252,7 +253,9 @@ def run(options: argparse.Namespace) -> int:
     report.console.print(report.heading(environment))
     device = environment.get("gpu in use", environment["cpu"])
     backend, _reason = backends.choose(options.device)
-    path = results_path(options.output, device.get("name", "cpu"), backend.name)
+    strategy = os.environ.get("CBAM_FUSED_CUDA_STRATEGY")
+    measured = "-".join(filter(None, (backend.name, strategy)))
+    path = results_path(options.output, device.get("name", "cpu"), measured)
     measurements = earlier(path, environment) if options.resume else []
 
     axes = (options.batch, options.mode, options.dtype, options.layout, options.shape)
@@ -264,7 +267,7 @@ def run(options: argparse.Namespace) -> int:
     ]
     clock, errors = DeviceClock(options.device), []
     settings = {"repetitions": options.repetitions, "min_time_s": options.min_time}
-    settings["backend"] = backend.name
+    settings |= {"backend": backend.name, "strategy": strategy or "by the planner"}
     with report.progress() as progress:
         task = progress.add_task("", total=len(configurations))
         while configurations and time.monotonic() - begin < options.time_limit:

@@ -134,7 +134,7 @@ phase_test() {
 }
 
 phase_sanitize() {
-  local tool status=0 check backend usable
+  local tool status=0 backend usable
   sees_gpu "$run" || { echo "gpu.sh: there is no GPU that PyTorch can use here" >&2; return 1; }
   tool=$(command -v compute-sanitizer || command -v /usr/local/cuda/bin/compute-sanitizer) || {
     echo "compute-sanitizer is not here: skipped"
@@ -142,18 +142,28 @@ phase_sanitize() {
   }
   usable=$("$run" -c 'from tests.gpu import FUSED; print(*FUSED)') || return
   for backend in $usable; do
-    local gates=("$run" -m tests.fingerprint "$backend" --device cuda --case odd light_even residual_relu)
-    local log=build/gpu/$backend
-    # Without it first: the kernels are compiled, and the hashes are what the others must be.
-    limited "${gates[@]}" >"$log-plain.json" || return
-    for check in memcheck racecheck synccheck initcheck; do
-      echo "$backend: $check"
-      # Every tensor gets memory of its own, so that what lies beyond its end is not another's.
-      PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited "$tool" --tool "$check" --error-exitcode 1 \
-        --log-file "$log-$check.log" "${gates[@]}" >"$log-$check.json" || status=1
-      tail -n 40 "$log-$check.log"
-      cmp "$log-plain.json" "$log-$check.json" || status=1
-    done
+    sanitize "$backend" "$backend" odd light_even residual_relu || status=1
+  done
+  # No case is so large that the planner takes the skewed order by itself.
+  if [[ " $usable " == *" cuda "* ]]; then
+    CBAM_FUSED_CUDA_STRATEGY=skewed sanitize cuda-skewed cuda stage1 || status=1
+  fi
+  return "$status"
+}
+
+# sanitize NAME BACKEND CASE...: a backend's gates of these cases under every tool of $tool.
+sanitize() {
+  local name=$1 gates=("$run" -m tests.fingerprint "$2" --device cuda --case "${@:3}")
+  local log=build/gpu/$name status=0 check
+  # Without it first: the kernels are compiled, and the hashes are what the others must be.
+  limited "${gates[@]}" >"$log-plain.json" || return
+  for check in memcheck racecheck synccheck initcheck; do
+    echo "$name: $check"
+    # Every tensor gets memory of its own, so that what lies beyond its end is not another's.
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited "$tool" --tool "$check" --error-exitcode 1 \
+      --log-file "$log-$check.log" "${gates[@]}" >"$log-$check.json" || status=1
+    tail -n 40 "$log-$check.log"
+    cmp "$log-plain.json" "$log-$check.json" || status=1
   done
   return "$status"
 }

@@ -5,6 +5,7 @@
 #include <platform.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <cstdlib>
 #include <optional>
 
 #include "../checks.h"
@@ -45,7 +46,8 @@ class Operation {
 
   // How to serve a workload on this device.
   Plan plan(const Workload& workload) const {
-    const Plan chosen = cbam_fused::plan(workload, recording ? recording->device : device());
+    const Plan chosen =
+        recording ? cbam_fused::plan(workload, recording->device) : cbam_fused::plan(workload, device(), asked_for());
     if (recording) {
       recording->plan = chosen.row;
       recording->group_samples = chosen.group_samples;
@@ -89,6 +91,15 @@ class Operation {
   Tensor empty_like(const char* name, const Tensor& t) const { return announced(name, torch::stable::empty_like(t)); }
 
  private:
+  // The row that the environment asks for, or null. (For measuring: it is read at every call.)
+  const PlanRow* asked_for() const {
+    const char* const name = std::getenv("CBAM_FUSED_CUDA_STRATEGY");
+    if (!name || !*name) return nullptr;
+    for (const PlanRow& row : kAskedFor)
+      if (std::string_view(row.name) == name) return &row;
+    STD_TORCH_CHECK(false, stream_.operation, ": CBAM_FUSED_CUDA_STRATEGY must be streaming, skewed or resident; got ",
+                    name);
+  }
   static void tell(const Tensor& t, const char* name, bool fresh) {
     if (!recording) announce(t.const_data_ptr(), t.numel() * t.element_size(), name, fresh);
   }

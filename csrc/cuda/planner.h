@@ -103,10 +103,26 @@ struct Plan {
   int64_t group_samples;  // kSkewed: of one group
 };
 
-inline Plan plan(const Workload& w, const Device& d) {
+// Of those that are asked for, whatever the table says.
+constexpr PlanRow kAskedFor[] = {
+    {"streaming", nullptr, Strategy::kStreaming, false, "CBAM_FUSED_CUDA_STRATEGY asks for it"},
+    {"skewed", nullptr, Strategy::kSkewed, false, "CBAM_FUSED_CUDA_STRATEGY asks for it"},
+    {"resident", nullptr, Strategy::kResident, true, "CBAM_FUSED_CUDA_STRATEGY asks for it"},
+};
+
+inline bool is_possible(Strategy strategy, const Workload& w, const Device& d) {
+  return strategy == Strategy::kStreaming || (strategy == Strategy::kSkewed && w.has_skewed_kernel) ||
+         (strategy == Strategy::kResident && has_resident_kernel(w, d));
+}
+
+// asked_for: a row of kAskedFor, taken where it is possible; or null.
+inline Plan plan(const Workload& w, const Device& d, const PlanRow* asked_for = nullptr) {
   const PlanRow* row = kPlanRows;
-  while (!row->applies(w, d)) ++row;
-  return {row, row->strategy == Strategy::kSkewed ? skewed_group_samples(w, d) : 0};
+  if (asked_for && is_possible(asked_for->strategy, w, d))
+    row = asked_for;
+  else
+    while (!row->applies(w, d)) ++row;
+  return {row, row->strategy == Strategy::kSkewed ? std::max<int64_t>(skewed_group_samples(w, d), 1) : 0};
 }
 
 }  // namespace cbam_fused

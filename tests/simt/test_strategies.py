@@ -206,3 +206,24 @@ def test_explain_says_what_is_launched(layout, operation, device):
         lines = [line.split() for line in operations.end().splitlines()]
         explained = [(line[1], *map(int, line[2:])) for line in lines if line[0] == "launch"]
         assert explained == ran
+
+
+@pytest.mark.parametrize("strategy", ["streaming", "skewed", "resident"])
+def test_a_strategy_can_be_asked_for(strategy, monkeypatch):
+    """By the environment, where it is possible."""
+    monkeypatch.setenv("CBAM_FUSED_CUDA_STRATEGY", strategy)
+    gate = next(case for case in CASES if case.name == "light").gate()
+    for capability in (80, 90):
+        _, kernels, _, _ = run("cbam_inference", gate, {"capability": capability})
+        possible = strategy != "resident" or capability == 90
+        assert chosen(kernels) == (strategy if possible else "streaming")
+
+
+def test_an_unknown_strategy_is_an_error(monkeypatch):
+    monkeypatch.setenv("CBAM_FUSED_CUDA_STRATEGY", "fastest")
+    message = (
+        "cbam_inference: CBAM_FUSED_CUDA_STRATEGY must be streaming, skewed or resident; "
+        "got fastest"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        run("cbam_inference", CASES[0].gate(), {})
