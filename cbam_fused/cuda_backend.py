@@ -8,6 +8,7 @@ translates PTX of its own version and older ones.
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,15 @@ class _Architecture(NamedTuple):
         if self.only_there:
             return capability == own
         return capability >= own and (self.is_ptx or capability[0] == self.major)
+
+
+def newest_code(names: Sequence[str], capability: tuple[int, int]) -> tuple[int, int]:
+    """What the code that a GPU of this capability runs was compiled for: one of `names`, those of a
+    library; `capability` itself where it serves no such GPU.
+    """
+    serving = [a for a in map(_Architecture.parse, names) if a.serves(capability)]
+    native = [(a.major, a.minor) for a in serving if not a.is_ptx]
+    return max(native or [(a.major, a.minor) for a in serving], default=capability)
 
 
 def _text(version: tuple[int, int]) -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cbam_fused import backends, gpus, library
+from cbam_fused import backends, cuda_backend, gpus, library
 from cbam_fused.backends import Backend
 from cbam_fused.gpus import GPUS, MIB, Gpu
 from cbam_fused.layout import dense
@@ -316,7 +316,7 @@ def _operation(name: str) -> Callable:
 def _recording(gpu: Gpu) -> Iterator[list[str]]:
     """The lines that the operations within the context write."""
     lines: list[str] = []
-    major, minor = gpu.capability
+    major, minor = cuda_backend.newest_code(library.build["architectures"], gpu.capability)
     _operation("begin")(
         10 * major + minor,
         gpu.multiprocessors,

@@ -102,11 +102,20 @@ void attend(const Operation& operation, const Tensor& x, const MlpTensors& mlp, 
     if (set_resident(resident, s)) resident_bytes = ResidentRoom(resident, s.channels_last).template bytes<T>();
   }
   const int64_t scratch = pixel_pools.scratch.numel() + (channel_pools ? channel_pools->scratch.numel() : 0);
-  const Plan plan =
-      operation.plan({s, s.sample() * int64_t(sizeof(T)), scratch * int64_t(sizeof(A)) / std::max<int64_t>(s.n, 1),
-                      mlp.bytes(), kApply, kApply && apply.residual,
-                      has_skewed_kernel<T>(s, pool, ties, bool(mlp.weight1), channel_pools != nullptr, mlp.reduced()),
-                      resident_bytes});
+  const Workload workload = {
+      s,
+      s.sample() * int64_t(sizeof(T)),
+      scratch * int64_t(sizeof(A)) / std::max<int64_t>(s.n, 1),
+      mlp.bytes(),
+      kApply,
+      kApply && apply.residual,
+      has_skewed_kernel<T>(s, pool, ties, bool(mlp.weight1), channel_pools != nullptr, mlp.reduced()),
+      resident.blocks,
+      resident_bytes};
+  const Plan plan = operation.plan(workload, [&] {
+    if constexpr (kApply && sizeof(T) <= 4) return resident_fits(stream, resident, s);
+    return false;
+  });
   if constexpr (kApply && sizeof(T) <= 4)
     if (plan.row->strategy == Strategy::kResident) return resident_launch(stream, resident, s);
   if constexpr (sizeof(T) <= 4 && ties != Ties::kEven) {

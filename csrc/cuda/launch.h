@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -26,16 +27,54 @@ struct Grid {
   unsigned cluster = 1;       // blocks of a cluster
 };
 
-// A block may have this much shared memory unless its kernel is allowed more.
-constexpr size_t kDefaultSharedBytes = 48 * 1024;
+// A block may have this much dynamic shared memory, besides what its kernel declares, unless more is allowed.
+constexpr size_t kDefaultSharedBytes = 20 * 1024;
 constexpr int64_t kMostBlocks = INT32_MAX;
 
 [[noreturn]] inline void fail_launch(const Stream& stream, const char* name, const Grid& grid, const char* why) {
+  const std::string clusters = grid.cluster > 1 ? ", in clusters of " + std::to_string(grid.cluster) + "," : "";
   throw std::runtime_error(std::string(stream.operation) + ": " + name + " could not be launched with " +
-                           std::to_string(grid.blocks) + " blocks of " + std::to_string(grid.threads) +
-                           " threads and " + std::to_string(grid.dynamic_shared) +
+                           std::to_string(grid.blocks) + " blocks of " + std::to_string(grid.threads) + " threads" +
+                           clusters + " and " + std::to_string(grid.dynamic_shared) +
                            " bytes of dynamic shared memory: " + why);
 }
+
+// Allows a kernel as much dynamic shared memory as the current device has for it, where a launch needs more than the
+// default. Always as much: a launch of another thread may need more than this one.
+inline cudaError_t allow_shared(const void* kernel, const Grid& grid) {
+  if (grid.dynamic_shared <= kDefaultSharedBytes) return cudaSuccess;
+  int device = 0, most = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  thread_local std::set<std::pair<const void*, int>> allowed;
+  if (error != cudaSuccess || allowed.count({kernel, device})) return error;
+  cudaFuncAttributes attributes;
+  error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 most - int(attributes.sharedSizeBytes));
+  if (error == cudaSuccess) allowed.insert({kernel, device});
+  return error;
+}
+
+// A grid as the CUDA runtime wants it described.
+struct LaunchConfig {
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute cluster;
+
+  LaunchConfig(const Stream& stream, const Grid& grid) {
+    config.gridDim = dim3(unsigned(grid.blocks));
+    config.blockDim = dim3(grid.threads);
+    config.dynamicSmemBytes = grid.dynamic_shared;
+    config.stream = stream.handle;
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = grid.cluster;
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    config.attrs = &cluster;
+    config.numAttrs = grid.cluster > 1;
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+};
 
 // What an operation would do: while there is one, launches of this thread are written down instead.
 struct Recording {
@@ -61,23 +100,10 @@ void launch(const Stream& stream, const char* name, void (*kernel)(Parameters...
     recording->launches.push_back({name, grid});
     return;
   }
-  cudaError_t error = cudaSuccess;
-  if (grid.dynamic_shared > kDefaultSharedBytes)
-    error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 int(grid.dynamic_shared));
+  cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel), grid);
   if (error == cudaSuccess) {
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(unsigned(grid.blocks));
-    config.blockDim = dim3(grid.threads);
-    config.dynamicSmemBytes = grid.dynamic_shared;
-    config.stream = stream.handle;
-    cudaLaunchAttribute cluster;
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = grid.cluster;
-    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-    config.attrs = &cluster;
-    config.numAttrs = grid.cluster > 1;
-    error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+    const LaunchConfig config(stream, grid);
+    error = cudaLaunchKernelEx(&config.config, kernel, std::forward<Arguments>(arguments)...);
   }
   if (error != cudaSuccess) fail_launch(stream, name, grid, cudaGetErrorString(error));
 }

@@ -93,8 +93,9 @@ __device__ inline void linear_layer(const LinearLayer<W>& layer, int64_t block, 
 }
 
 // The products of rows [begin, end) with a few columns of inputs that are in shared memory, [columns, apart], apart a
-// multiple of kVector<W>, zero behind the inputs of each. Bitwise those of linear_layer: calls use(output, column,
-// product), by one thread for each. All threads of the block, whole warps, call.
+// multiple of 8, at an address that is a multiple of 16 bytes; zero behind the inputs of each. Bitwise those of
+// linear_layer: calls use(output, column, product), by one thread for each. All threads of the block, whole warps,
+// call.
 template <class W, class Use>
 __device__ inline void linear_layer_in_block(const LinearLayer<W>& layer, int64_t begin, int64_t end, int columns,
                                              const Compute<W>* inputs, int apart, Use use) {
@@ -110,8 +111,12 @@ __device__ inline void linear_layer_in_block(const LinearLayer<W>& layer, int64_
       for (int64_t input = lane * kVector<W>; input < layer.inputs; input += layer.lanes * kVector<W>) {
         const Vector<W> weights = layer.load_weights(output, input);
 #pragma unroll
-        for (int i = 0; i < kVector<W>; ++i)
-          product = std::fma(to_compute(weights.values[i]), values[input + i], product);
+        for (int first = 0; first < kVector<W>; first += kVector<A>) {  // whole vectors, without bank conflicts
+          const Vector<A> own = *reinterpret_cast<const Vector<A>*>(values + input + first);
+#pragma unroll
+          for (int i = 0; i < kVector<A>; ++i)
+            product = std::fma(to_compute(weights.values[first + i]), own.values[i], product);
+        }
       }
     product = group_sum(product, layer.lanes);
     if (lane == 0 && output < end) use(output, column, product);

@@ -44,10 +44,18 @@ class Operation {
 
   const Stream& stream() const { return stream_; }
 
-  // How to serve a workload on this device.
-  Plan plan(const Workload& workload) const {
-    const Plan chosen =
-        recording ? cbam_fused::plan(workload, recording->device) : cbam_fused::plan(workload, device(), asked_for());
+  // How to serve a workload on this device. resident_fits() is asked where a sample would be held by a cluster.
+  template <class Fits>
+  Plan plan(Workload workload, Fits resident_fits) const {
+    const auto planned = [&] {
+      return recording ? cbam_fused::plan(workload, recording->device)
+                       : cbam_fused::plan(workload, device(), asked_for());
+    };
+    Plan chosen = planned();
+    if (chosen.row->strategy == Strategy::kResident && !recording && !resident_fits()) {
+      workload.resident_bytes = 0;
+      chosen = planned();
+    }
     if (recording) {
       recording->plan = chosen.row;
       recording->group_samples = chosen.group_samples;

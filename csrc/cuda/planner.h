@@ -26,8 +26,9 @@ struct Workload {
   int64_t weight_bytes;   // of the MLP, which each group needs
   bool applies;           // y is written: cbam_inference
   bool adds_residual;
-  bool has_skewed_kernel;  // for the dtype, the options and the alignment of the rows
-  int64_t resident_bytes;  // of shared memory for each block of a cluster that holds a sample; 0: there is no kernel
+  bool has_skewed_kernel;   // for the dtype, the options and the alignment of the rows
+  int64_t resident_blocks;  // of a cluster that holds a sample
+  int64_t resident_bytes;   // of shared memory for each of them; 0: there is no kernel
 
   // Bytes that are touched from one use of a sample to the next in the skewed order, for each byte of its groups.
   int64_t skewed_footprint() const {
@@ -48,6 +49,9 @@ inline int64_t skewed_group_samples(const Workload& w, const Device& d) {
   return std::max<int64_t>(room, 0) / std::max<int64_t>(w.skewed_footprint(), 1);
 }
 
+// Bytes of weights that a block of a cluster reads in little time, beside its part of x: a multiprocessor reads at most
+// 64 bytes a clock.
+constexpr int64_t kWeightsOfBlock = 128 * 1024;
 // That every block takes besides what it asks for.
 constexpr int64_t kReservedBytes = 1024;
 
@@ -67,16 +71,12 @@ struct PlanRow {
 constexpr PlanRow kPlanRows[] = {
     {"resident",
      [](const Workload& w, const Device& d) {
-       return has_resident_kernel(w, d) && 2 * (w.resident_bytes + kReservedBytes) <= d.shared_bytes;
+       return has_resident_kernel(w, d) && 2 * (w.resident_bytes + kReservedBytes) <= d.shared_bytes &&
+              w.weight_bytes <= kWeightsOfBlock * w.resident_blocks;
      },
      Strategy::kResident, true,
      "a cluster of blocks holds a sample in its shared memory, and a multiprocessor holds two blocks: one loads while "
      "the other computes"},
-    {"resident_small",
-     [](const Workload& w, const Device& d) { return has_resident_kernel(w, d) && w.shape.pixels() <= 64; },
-     Strategy::kResident, true,
-     "a cluster of blocks holds a sample in its shared memory; planes of at most 64 pixels take longer to launch for "
-     "than to read"},
     {"in_cache",
      [](const Workload& w, const Device& d) {
        return double(w.shape.n) * double(w.sample_bytes) <= kShareOfL2 * double(d.l2_bytes);
@@ -86,6 +86,9 @@ constexpr PlanRow kPlanRows[] = {
      false,
      "there is no skewed kernel for float64, ties=even, lp or lse pooling, a single-layer MLP, a large one, no spatial "
      "gate, or rows that are no whole vectors"},
+    {"heavy_mlp", [](const Workload& w, const Device&) { return 16 * w.weight_bytes > w.sample_bytes; },
+     Strategy::kStreaming, false,
+     "the MLP's weights are more than a sixteenth of a sample, and each block that pools channels would read them all"},
     {"small_cache",
      [](const Workload& w, const Device& d) {
        return skewed_group_samples(w, d) * w.sample_bytes < kStepBytes * d.multiprocessors;

@@ -1,6 +1,9 @@
 // The kernel of the cluster-resident form (see resident.cuh).
 #include <cuda_pipeline.h>
 
+#include <map>
+#include <tuple>
+
 #include "cluster.h"
 #include "resident.cuh"
 
@@ -248,20 +251,55 @@ __global__ void __launch_bounds__(kResidentThreads, 2) resident_kernel(Resident<
 #ifdef CBAM_HAS_CLUSTERS
   DYNAMIC_SHARED(unsigned char, room);
   ResidentBlock<T, kAligned, kChannelsLast>(p, room).run();
+#else
+  __trap();  // the planner takes it from sm_90 on
 #endif
 }
 
 template <class T>
-void resident_launch(const Stream& stream, const Resident<T>& p, const Shape& s) {
-  const auto kernel = p.columns % kVector<T> == 0
-                          ? (s.channels_last ? resident_kernel<T, true, true> : resident_kernel<T, true, false>)
-                          : (s.channels_last ? resident_kernel<T, false, true> : resident_kernel<T, false, false>);
+auto resident_kernel_for(const Resident<T>& p, const Shape& s) {
+  if (p.columns % kVector<T> == 0)
+    return s.channels_last ? resident_kernel<T, true, true> : resident_kernel<T, true, false>;
+  return s.channels_last ? resident_kernel<T, false, true> : resident_kernel<T, false, false>;
+}
+
+template <class T>
+Grid resident_grid(const Resident<T>& p, const Shape& s) {
   const size_t room = size_t(ResidentRoom(p, s.channels_last).template bytes<T>());
-  launch(stream, "resident", kernel, {s.n * p.blocks, kResidentThreads, room, unsigned(p.blocks)}, p);
+  return {s.n * p.blocks, kResidentThreads, room, unsigned(p.blocks)};
+}
+
+template <class T>
+bool resident_fits(const Stream& stream, const Resident<T>& p, const Shape& s) {
+  const auto kernel = reinterpret_cast<const void*>(resident_kernel_for(p, s));
+  const Grid grid = resident_grid(p, s);
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  thread_local std::map<std::tuple<const void*, int, size_t, unsigned>, bool> known;
+  const auto [at, is_new] = known.try_emplace({kernel, device, grid.dynamic_shared, grid.cluster}, false);
+  if (is_new) {
+    cudaFuncAttributes attributes;
+    LaunchConfig config(stream, grid);
+    int clusters = 0;
+    at->second = cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90 &&
+                 allow_shared(kernel, grid) == cudaSuccess &&
+                 (grid.cluster == 1 ||
+                  cudaOccupancyMaxActiveClusters(&clusters, kernel, &config.config) == cudaSuccess && clusters > 0);
+    cudaGetLastError();  // none of these is an error of a launch
+  }
+  return at->second;
+}
+
+template <class T>
+void resident_launch(const Stream& stream, const Resident<T>& p, const Shape& s) {
+  launch(stream, "resident", resident_kernel_for(p, s), resident_grid(p, s), p);
 }
 
 template void resident_launch(const Stream&, const Resident<float>&, const Shape&);
 template void resident_launch(const Stream&, const Resident<__half>&, const Shape&);
 template void resident_launch(const Stream&, const Resident<__nv_bfloat16>&, const Shape&);
+template bool resident_fits(const Stream&, const Resident<float>&, const Shape&);
+template bool resident_fits(const Stream&, const Resident<__half>&, const Shape&);
+template bool resident_fits(const Stream&, const Resident<__nv_bfloat16>&, const Shape&);
 
 }  // namespace cbam_fused

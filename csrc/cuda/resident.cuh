@@ -80,6 +80,10 @@ bool set_resident(Resident<T>& p, const Shape& s) {
   return p.order.parts == 1 && s.sample() % kVector<T> == 0;
 }
 
+// Whether the current device can run it: it was compiled for clusters, and there is room for one.
+template <class T>
+bool resident_fits(const Stream& stream, const Resident<T>& p, const Shape& s);
+
 template <class T>
 void resident_launch(const Stream& stream, const Resident<T>& p, const Shape& s);
 

@@ -63,11 +63,10 @@ void skewed_launch(const Stream& stream, Skewed<T, kChannelsLast> p, int64_t sam
   p.pixel_blocks = blocks_of_sample(p.pool_pixels);
   p.channel_blocks = blocks_of_sample(p.pool_channels);
   p.apply_blocks = p.apply.tiling.tiles();
-  // Weights are a fourth of what a block reads, or less.
+  // Weights are about a fourth of what a block reads, or less.
   const int64_t weight_bytes = 2 * p.mlp.reduced * p.descriptors.channels * int64_t(p.weights_in_compute ? 4 : 2);
   const int64_t sample_bytes = p.pool_channels.rows * p.pool_channels.columns * int64_t(sizeof(T));
-  p.channel_tiles =
-      std::clamp<int64_t>(ceil_div(4 * weight_bytes * p.channel_blocks, sample_bytes), 1, p.channel_blocks);
+  p.channel_tiles = std::clamp<int64_t>(4 * weight_bytes * p.channel_blocks / sample_bytes, 1, p.channel_blocks);
   const size_t room = std::max(size_t(p.gate_room().size()) * sizeof(Compute<T>), kApply ? p.apply.room() : 0);
   const int64_t groups = ceil_div(samples, group_samples);
   const auto group = [&](int64_t k) {

@@ -75,6 +75,20 @@ def test_code_serves_its_own_capability_and_later_ones(pretend, capability, arch
 
 
 @pytest.mark.parametrize(
+    ("names", "capability", "expected"),
+    [
+        (ARCHITECTURES, (8, 9), (8, 6)),
+        (ARCHITECTURES, (9, 0), (9, 0)),
+        (ARCHITECTURES, (13, 0), (12, 0)),
+        (["sm_80", "compute_80"], (9, 0), (8, 0)),
+        (["sm_80"], (9, 0), (9, 0)),  # it does not serve that one
+    ],
+)
+def test_the_code_that_a_gpu_runs(names, capability, expected):
+    assert cuda_backend.newest_code(names, capability) == expected
+
+
+@pytest.mark.parametrize(
     ("driver", "capability", "cuda", "needed"),
     [
         (12080, (9, 0), "13.0.88", "13.0"),

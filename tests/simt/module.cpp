@@ -56,12 +56,13 @@ PYBIND11_MODULE(simt_kernels, m) {
   const simt::Device usual;
   m.def(
       "device",
-      [](int capability, int multiprocessors, int l2_bytes, int shared_bytes, int block_shared_bytes) {
-        simt::device = {capability, multiprocessors, l2_bytes, shared_bytes, block_shared_bytes};
+      [](int capability, int multiprocessors, int l2_bytes, int shared_bytes, int block_shared_bytes, int clusters) {
+        simt::device = {capability, multiprocessors, l2_bytes, shared_bytes, block_shared_bytes, clusters};
       },
       py::kw_only(), py::arg("capability") = usual.capability, py::arg("multiprocessors") = usual.multiprocessors,
       py::arg("l2_bytes") = usual.l2_bytes, py::arg("shared_bytes") = usual.shared_bytes,
-      py::arg("block_shared_bytes") = usual.block_shared_bytes, "What operations that ask are told of the device.");
+      py::arg("block_shared_bytes") = usual.block_shared_bytes, py::arg("clusters") = usual.clusters,
+      "What operations that ask are told of the device.");
   m.def("traffic", &simt::traffic, "By name of the tensor, since the last reset.");
   m.def("reuse", &simt::reuse,
         "By name of the tensor, since the last reset: the bytes that were touched between two uses of a sector of it, "

@@ -1,7 +1,9 @@
 """The strategies of the CUDA backend: the same to the bit; what each takes from device memory."""
 
 import itertools
+import os
 import re
+from unittest import mock
 
 import pytest
 import torch
@@ -44,10 +46,15 @@ def small_cache(gate, samples: float) -> int:
     return int((gate.x[0].numel() * gate.x.element_size() * samples + weights) / 0.4)
 
 
-def run(operation: str, gate, device: dict, **settings):
+def run(operation: str, gate, device: dict, strategy: str = "", **settings):
     """Hashes of the operation's results, its kernels, what they moved, and from how far apart."""
     values = arguments(gate)[operation]
-    with harness.device(**device), harness.settings(**settings) as k:
+    asked_for = {"CBAM_FUSED_CUDA_STRATEGY": strategy} if strategy else {}
+    with (
+        mock.patch.dict(os.environ, asked_for),
+        harness.device(**device),
+        harness.settings(**settings) as k,
+    ):
         results = getattr(harness.backend(), operation)(*values)
         launches, traffic = k.launches(), k.traffic()
         reuse = k.reuse() if settings.get("count_reuse") else {}
@@ -83,7 +90,7 @@ def test_skewed_is_streaming_to_the_bit(operation, run_):
     expected, kernels, streamed, _ = run(operation, gate, STREAMING)
     assert chosen(kernels) == "streaming"
     for samples in (4.5, 9.9 if gate.residual is not None else 5.9):  # groups of one, and of more
-        actual, kernels, traffic, _ = run(operation, gate, skewed(gate, samples))
+        actual, kernels, traffic, _ = run(operation, gate, skewed(gate, samples), "skewed")
         assert chosen(kernels) == "skewed"
         assert actual == expected
         for name in ("x", "residual", "y"):
@@ -100,7 +107,7 @@ def test_the_skewed_order_finds_x_in_the_cache(operation, name, dtype, layout):
     """Of the L2 cache, 0.4 are touched from one use of x to the next; streaming touches more."""
     gate = next(case for case in CASES if case.name == name).gate(dtype, layout)
     device = skewed(gate, 9.9 if gate.residual is not None else 5.9)
-    _, kernels, _, reuse = run(operation, gate, device, count_reuse=True)
+    _, kernels, _, reuse = run(operation, gate, device, "skewed", count_reuse=True)
     assert chosen(kernels) == "skewed"
     assert 0 < reuse["x"] <= 0.4 * device["l2_bytes"]
     _, kernels, _, reuse = run(operation, gate, STREAMING, count_reuse=True)
@@ -171,7 +178,7 @@ def test_no_schedule_changes_a_bit_of_the_skewed_order(operation, layout):
     gate = next(case for case in CASES if case.name == "ties").gate(torch.float32, layout)
     expected, _, _, _ = run(operation, gate, STREAMING)
     for schedule in (*SCHEDULES, {"repeat": 2}):
-        actual, kernels, _, _ = run(operation, gate, skewed(gate, 4.5), **schedule)
+        actual, kernels, _, _ = run(operation, gate, skewed(gate, 4.5), "skewed", **schedule)
         assert chosen(kernels) == "skewed"
         assert actual == expected, schedule
 
@@ -217,6 +224,13 @@ def test_a_strategy_can_be_asked_for(strategy, monkeypatch):
         _, kernels, _, _ = run("cbam_inference", gate, {"capability": capability})
         possible = strategy != "resident" or capability == 90
         assert chosen(kernels) == (strategy if possible else "streaming")
+
+
+@pytest.mark.parametrize("device", [{"capability": 80}, {"clusters": 0}], ids=str)
+def test_without_room_for_a_cluster_x_is_streamed(device):
+    gate = Case("not_elsewhere", "asked for once only", (2, 256, 5, 6), kernel_size=3).gate()
+    _, kernels, _, _ = run("cbam_inference", gate, {"capability": 90} | device)
+    assert chosen(kernels) == "streaming"
 
 
 def test_an_unknown_strategy_is_an_error(monkeypatch):

@@ -31,3 +31,20 @@ extern "C" cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribu
       return cudaErrorInvalidValue;
   }
 }
+
+extern "C" cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+// All kernels are compiled for the device as it is; what they declare of shared memory is not known before they run.
+extern "C" cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  attributes->ptxVersion = attributes->binaryVersion = simt::device.capability;
+  return cudaSuccess;
+}
+
+extern "C" cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t*) {
+  *clusters = simt::device.clusters;
+  return cudaSuccess;
+}

@@ -10,6 +10,7 @@ struct Device {
   int l2_bytes = 60 * 1024 * 1024;
   int shared_bytes = 228 * 1024;
   int block_shared_bytes = 227 * 1024;
+  int clusters = 16;  // of a kernel's that run at a time
 };
 
 inline Device device;
