@@ -2,4 +2,6 @@
 
 from tests.usable import SIMT
 
-collect_ignore = ["test_harness.py"] if SIMT else ["test_operations.py"]
+OF_KERNELS = ["test_operations.py", "test_shapes.py", "test_strategies.py"]
+
+collect_ignore = ["test_harness.py"] if SIMT else OF_KERNELS
