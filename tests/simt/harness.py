@@ -40,7 +40,9 @@ def environment(mode: str) -> dict[str, str]:
     """
     added = {"SIMT_MODE": mode, "OMP_NUM_THREADS": "1"}
     if mode == "address":
-        added |= {"LD_PRELOAD": build.library("asan"), "ASAN_OPTIONS": "detect_leaks=0"}
+        # It takes the place of functions of libstdc++ only if that is there, too.
+        libraries = f"{build.library('asan')} {build.library('stdc++')}"
+        added |= {"LD_PRELOAD": libraries, "ASAN_OPTIONS": "detect_leaks=0"}
     if mode == "thread":
         options = "halt_on_error=1 ignore_noninstrumented_modules=1"
         added |= {"LD_PRELOAD": build.library("tsan"), "TSAN_OPTIONS": options}
