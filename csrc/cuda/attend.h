@@ -34,11 +34,23 @@ struct MlpTensors {
       : weight1(row_major(weight1)), bias1(row_major(bias1)), weight2(row_major(weight2)), bias2(row_major(bias2)) {}
 
   int64_t reduced() const { return weight1 ? weight1->size(0) : 0; }
-  // Of the weights.
-  int64_t bytes() const { return (weight2.numel() + (weight1 ? weight1->numel() : 0)) * weight2.element_size(); }
 
+  template <class T>
+  EitherMlp<T> pointers(const Operation& operation) const {
+    using A = Compute<T>;
+    EitherMlp<T> mlp = {};
+    if (weight2.scalar_type() == compute_dtype<A>())
+      mlp.in_compute = parameters<A>(operation);
+    else
+      mlp.in_x_dtype = parameters<T>(operation);
+    mlp.reduced = reduced();
+    mlp.weight_bytes = (weight2.numel() + (weight1 ? weight1->numel() : 0)) * weight2.element_size();
+    return mlp;
+  }
+
+ private:
   template <class W>
-  Mlp<W> pointers(const Operation& operation) const {
+  Mlp<W> parameters(const Operation& operation) const {
     return {operation.input<W>("mlp_weight1", weight1), operation.input<W>("mlp_bias1", bias1),
             operation.input<W>("mlp_weight2", weight2), operation.input<W>("mlp_bias2", bias2), reduced()};
   }
@@ -77,36 +89,27 @@ void attend(const Operation& operation, const Tensor& x, const MlpTensors& mlp, 
   using A = Compute<T>;
   const Stream& stream = operation.stream();
   const Shape s = shape_of(x);
-  const bool in_compute = mlp.weight2.scalar_type() == compute_dtype<A>();
-  const PoolsTensor<A> pixel_pools(operation, "pixel_pools", s.n, pixel_parts<T>(s), s.c, pool.lp || pool.lse,
-                                   ties != Ties::kNone);
+  const EitherMlp<T> weights = mlp.pointers<T>(operation);
+  const bool all_pools = pool.lp || pool.lse, has_ties = ties != Ties::kNone;
   const int branches = mlp.weight1 ? int(pool.branches()) : 1;
-  const Descriptors<A> descriptors = {
-      pixel_pools.pools, results.descriptors, results.pixel_ties, pool, ties, s.n, s.c, s.pixels(), branches};
-
-  const auto set_mlp = [&](auto& p) {
-    p.descriptors = descriptors;
-    p.weights_in_compute = in_compute;
-    if (in_compute)
-      p.mlp = mlp.pointers<A>(operation);
-    else
-      p.mlp_in_x_dtype = mlp.pointers<T>(operation);
-    p.mlp.reduced = p.mlp_in_x_dtype.reduced = mlp.reduced();
-  };
+  Descriptors<A> descriptors = {{},      results.descriptors, results.pixel_ties, pool, ties, s.n, s.c, s.pixels(),
+                                branches};
 
   Resident<T> resident = {};
   int64_t resident_bytes = 0;
   if constexpr (kApply) {
-    set_mlp(resident);
     resident.apply = apply;
+    resident.descriptors = descriptors;
+    resident.mlp = weights;
     if (set_resident(resident, s)) resident_bytes = ResidentRoom(resident, s.channels_last).template bytes<T>();
   }
-  const int64_t scratch = pixel_pools.scratch.numel() + (channel_pools ? channel_pools->scratch.numel() : 0);
+  const int64_t scratch = partial_pools_scratch<A>(s.n, pixel_parts<T>(s), s.c, all_pools, has_ties) +
+                          (channel_pools ? channel_pools->scratch.numel() : 0);
   const Workload workload = {
       s,
       s.sample() * int64_t(sizeof(T)),
       scratch * int64_t(sizeof(A)) / std::max<int64_t>(s.n, 1),
-      mlp.bytes(),
+      weights.weight_bytes,
       kApply,
       kApply && apply.residual,
       has_skewed_kernel<T>(s, pool, ties, bool(mlp.weight1), channel_pools != nullptr, mlp.reduced()),
@@ -118,12 +121,16 @@ void attend(const Operation& operation, const Tensor& x, const MlpTensors& mlp, 
   });
   if constexpr (kApply && sizeof(T) <= 4)
     if (plan.row->strategy == Strategy::kResident) return resident_launch(stream, resident, s);
+
+  const PoolsTensor<A> pixel_pools(operation, "pixel_pools", s.n, pixel_parts<T>(s), s.c, all_pools, has_ties);
+  descriptors.pools = pixel_pools.pools;
   if constexpr (sizeof(T) <= 4 && ties != Ties::kEven) {
     if (plan.row->strategy == Strategy::kSkewed) {
       const auto walk = [&](const auto& pool_pixels, const auto& pool_channels, auto channels_last) {
         apply.tile(s);
         Skewed<T, decltype(channels_last)::value> p = {};
-        set_mlp(p);
+        p.descriptors = descriptors;
+        p.mlp = weights;
         p.hidden = results.hidden;
         p.channel_gate = results.channel_gate;
         p.pool_pixels = pool_pixels;
@@ -143,14 +150,8 @@ void attend(const Operation& operation, const Tensor& x, const MlpTensors& mlp, 
   }
 
   pool_pixels_launch<ties>(stream, s, data<T>(x), pixel_pools.pools);
-  const auto gate = [&](auto weight) {
-    using W = decltype(weight);
-    channel_gate_launch(stream, descriptors, mlp.pointers<W>(operation), results.hidden, results.channel_gate);
-  };
-  if (in_compute)
-    gate(A());
-  else
-    gate(T());
+  weights.visit(
+      [&](const auto& mlp) { channel_gate_launch(stream, descriptors, mlp, results.hidden, results.channel_gate); });
   if (channel_pools) pool_channels_launch<ties>(stream, s, data<T>(x), results.channel_gate, channel_pools->pools);
   if constexpr (kApply) apply_launch(stream, apply, s);
 }

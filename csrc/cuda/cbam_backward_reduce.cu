@@ -51,8 +51,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> cbam_backward_reduce(Tensor grad_in, 
     arguments.channel_gate = operation.input<A>("channel_gate", gates);
     arguments.logits = operation.input<A>("logits", z);
     arguments.norm = {operation.parameter<A>("norm_weight", norm_weight),
-                      operation.parameter<A>("norm_bias", norm_bias),
-                      operation.parameter<A>("norm_mean", with_norm ? norm_mean : std::nullopt),
+                      operation.parameter<A>("norm_bias", norm_bias), operation.parameter<A>("norm_mean", norm_mean),
                       operation.parameter<A>("norm_var", norm_var), eps};
     arguments.activation = parse_activation<A>(activation);
 

@@ -195,7 +195,7 @@ void backward_reduce_launch(const Stream& stream, BackwardReduce<T> p, Compute<T
   launch(stream, "reduce_products", t.aligned ? reduce_products_kernel<T, true> : reduce_products_kernel<T, false>,
          {p.samples * t.tiles(), kTileThreads}, p);
 
-  const bool with_norm = bool(p.norm.mean);  // of logits, which may be none in an empty batch
+  const bool with_norm = p.logits && p.norm.mean;
   const int channel_blocks = channel_tiles == 1 ? 0 : int(ceil_div(p.channels, kTileThreads));
   const int pixel_blocks = p.logits ? int(ceil_div(p.pixels, kTileThreads)) : 0;
   const FinishReduce<A> finish = {p.samples,    p.channels,

@@ -102,6 +102,31 @@ struct Mlp {
   int64_t reduced;   // R
 };
 
+// An MLP whose parameters are in the compute type or, all of them, in T.
+template <class T>
+struct EitherMlp {
+  using A = Compute<T>;
+
+  Mlp<A> in_compute;
+  Mlp<T> in_x_dtype;  // if there is no in_compute.weight2
+  int64_t reduced;    // R
+  int64_t weight_bytes;
+
+  // Calls f with the MLP.
+#pragma nv_exec_check_disable
+  template <class F>
+  __host__ __device__ void visit(F f) const {
+    if constexpr (std::is_same_v<T, A>) {
+      f(in_compute);
+    } else {
+      if (in_compute.weight2)
+        f(in_compute);
+      else
+        f(in_x_dtype);
+    }
+  }
+};
+
 // Shared memory of channel_gate_in_block: the inputs of both layers, rounded up to vectors, and the gate.
 struct GateRoom {
   int channels, reduced, columns;  // columns: branches

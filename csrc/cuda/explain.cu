@@ -8,7 +8,7 @@ namespace cbam_fused {
 void begin(int64_t capability, int64_t multiprocessors, int64_t l2_bytes, int64_t shared_bytes,
            int64_t block_shared_bytes) {
   static thread_local Recording own;
-  own = {{capability, multiprocessors, l2_bytes, shared_bytes, block_shared_bytes}, nullptr, 0, {}};
+  own = {{capability, multiprocessors, l2_bytes, shared_bytes, block_shared_bytes}, {}, {}};
   recording = &own;
 }
 
@@ -17,8 +17,8 @@ void begin(int64_t capability, int64_t multiprocessors, int64_t l2_bytes, int64_
 std::string end() {
   STD_TORCH_CHECK(recording, "cbam_fused: end without begin");
   std::string text;
-  if (recording->plan)
-    text += std::string("plan ") + recording->plan->name + " " + std::to_string(recording->group_samples) + "\n";
+  const Plan& plan = recording->plan;
+  if (plan.row) text += std::string("plan ") + plan.row->name + " " + std::to_string(plan.group_samples) + "\n";
   for (const Recording::Launch& launch : recording->launches)
     text += std::string("launch ") + launch.name + " " + std::to_string(launch.grid.blocks) + " " +
             std::to_string(launch.grid.threads) + " " + std::to_string(launch.grid.dynamic_shared) + " " +

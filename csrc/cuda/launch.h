@@ -82,9 +82,8 @@ struct Recording {
     const char* name;
     Grid grid;
   };
-  Device device;  // that is planned for
-  const PlanRow* plan = nullptr;
-  int64_t group_samples = 0;
+  Device device;   // that is planned for
+  Plan plan = {};  // without a row where there was nothing to plan
   std::vector<Launch> launches;
 };
 inline thread_local Recording* recording = nullptr;

@@ -56,10 +56,7 @@ class Operation {
       workload.resident_bytes = 0;
       chosen = planned();
     }
-    if (recording) {
-      recording->plan = chosen.row;
-      recording->group_samples = chosen.group_samples;
-    }
+    if (recording) recording->plan = chosen;
     return chosen;
   }
 
@@ -109,11 +106,12 @@ class Operation {
                     name);
   }
   static void tell(const Tensor& t, const char* name, bool fresh) {
-    if (!recording) announce(t.const_data_ptr(), t.numel() * t.element_size(), name, fresh);
+    if (!recording) announce(t, name, fresh);
   }
-  // Where a tensor is. A meta tensor is nowhere, but no null pointer, which is what stands for no tensor.
+  // Where a tensor is. One without memory, empty or meta, is nowhere, but no null pointer: that stands for no tensor.
   static const void* address(const Tensor& t) {
-    return recording ? reinterpret_cast<const void*>(uintptr_t(64)) : t.const_data_ptr();
+    const void* const p = t.const_data_ptr();
+    return p ? p : reinterpret_cast<const void*>(uintptr_t(64));
   }
   Device device() const {
     if (!x_.is_cuda()) return described(0);

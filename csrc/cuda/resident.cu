@@ -52,14 +52,7 @@ struct ResidentBlock {
   __device__ void run() {
     load_x();
     pool_pixels();
-    if constexpr (std::is_same_v<T, A>) {
-      gate_channels(p.mlp);
-    } else {
-      if (p.weights_in_compute)
-        gate_channels(p.mlp);
-      else
-        gate_channels(p.mlp_in_x_dtype);
-    }
+    p.mlp.visit([&](const auto& mlp) { gate_channels(mlp); });
     pool_channels();
     gate_pixels();
     apply();

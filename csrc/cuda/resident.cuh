@@ -22,9 +22,7 @@ struct Resident {
 
   Apply<T> apply;              // tensors, convolution, norm, activation
   Descriptors<A> descriptors;  // options and sizes; there are no pools in memory
-  bool weights_in_compute;     // else they are in T
-  Mlp<A> mlp;
-  Mlp<T> mlp_in_x_dtype;
+  EitherMlp<T> mlp;
   int64_t rows, columns;  // of a sample's matrix
   RowOrder order;         // of its rows
   int blocks;             // of a cluster

@@ -25,17 +25,9 @@ __global__ void __launch_bounds__(kSkewedThreads, 2) skewed_kernel(Skewed<T, kCh
   const int64_t within = block % gate_blocks, sample_at = block / gate_blocks;
   const int64_t sample = p.pool_channels.samples[sample_at];
   const bool keep = within == 0;
-  const auto set_gate = [&](const auto& mlp) {
+  p.mlp.visit([&](const auto& mlp) {
     channel_gate_in_block(p.descriptors, mlp, sample, keep, p.hidden, p.channel_gate, room);
-  };
-  if constexpr (std::is_same_v<T, A>) {
-    set_gate(p.mlp);
-  } else {
-    if (p.weights_in_compute)
-      set_gate(p.mlp);
-    else
-      set_gate(p.mlp_in_x_dtype);
-  }
+  });
   const FactorsInBlock<A> gate = {room};
   const int64_t first = sample_at * p.channel_blocks + within * p.channel_tiles;
   const int64_t end = (sample_at + 1) * p.channel_blocks;
@@ -64,9 +56,8 @@ void skewed_launch(const Stream& stream, Skewed<T, kChannelsLast> p, int64_t sam
   p.channel_blocks = blocks_of_sample(p.pool_channels);
   p.apply_blocks = p.apply.tiling.tiles();
   // Weights are about a fourth of what a block reads, or less.
-  const int64_t weight_bytes = 2 * p.mlp.reduced * p.descriptors.channels * int64_t(p.weights_in_compute ? 4 : 2);
   const int64_t sample_bytes = p.pool_channels.rows * p.pool_channels.columns * int64_t(sizeof(T));
-  p.channel_tiles = std::clamp<int64_t>(4 * weight_bytes * p.channel_blocks / sample_bytes, 1, p.channel_blocks);
+  p.channel_tiles = std::clamp<int64_t>(4 * p.mlp.weight_bytes * p.channel_blocks / sample_bytes, 1, p.channel_blocks);
   const size_t room = std::max(size_t(p.gate_room().size()) * sizeof(Compute<T>), kApply ? p.apply.room() : 0);
   const int64_t groups = ceil_div(samples, group_samples);
   const auto group = [&](int64_t k) {

@@ -23,9 +23,7 @@ struct Skewed {
   using A = Compute<T>;
 
   Descriptors<A> descriptors;
-  bool weights_in_compute;  // else they are in T
-  Mlp<A> mlp;
-  Mlp<T> mlp_in_x_dtype;
+  EitherMlp<T> mlp;
   A* hidden;        // [N, B, R], out
   A* channel_gate;  // [N, C], out
 

@@ -1,7 +1,10 @@
 """The kernels' tests run in a process with ``CBAM_FUSED_SIMT=1``, the harness's own in others."""
 
+from pathlib import Path
+
 from tests.usable import SIMT
 
-OF_KERNELS = ["test_operations.py", "test_shapes.py", "test_strategies.py"]
+HARNESS = "test_harness.py"
+KERNELS = [path.name for path in Path(__file__).parent.glob("test_*.py") if path.name != HARNESS]
 
-collect_ignore = ["test_harness.py"] if SIMT else OF_KERNELS
+collect_ignore = [HARNESS] if SIMT else KERNELS

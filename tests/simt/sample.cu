@@ -40,8 +40,8 @@ Tensor row_sums(Tensor x, int64_t claimed) {
   Tensor sums = torch::stable::new_empty(x, {x.size(0)});
   const auto in = static_cast<const float*>(x.const_data_ptr());
   const auto out = static_cast<float*>(sums.mutable_data_ptr());
-  announce(in, x.numel() * sizeof(float), "x", false);
-  announce(out, sums.numel() * sizeof(float), "sums", true);
+  announce(x, "x", false);
+  announce(sums, "sums", true);
   const cudaLaunchConfig_t config = grid(x.size(0));
   const cudaError_t status = cudaLaunchKernelEx(&config, row_sums_kernel, in, out, claimed);
   forget_announced();
@@ -66,7 +66,7 @@ __global__ void out_of_bounds_kernel(float* y) {  // [1]
 // y [1] fp32, by a kernel with an error: "race" or "out_of_bounds".
 Tensor broken(Tensor y, std::string error) {
   const auto out = static_cast<float*>(y.mutable_data_ptr());
-  announce(out, sizeof *out, "y", false);
+  announce(y, "y", false);
   const cudaLaunchConfig_t config = grid(2);
   cudaLaunchKernelEx(&config, error == "race" ? race_kernel : out_of_bounds_kernel, out);
   forget_announced();

@@ -6,12 +6,10 @@ import pytest
 import torch
 
 from cbam_fused.schemas import SCHEMAS
-from cbam_fused.testing import Gate
-from tests.arguments import RESULTS, arguments
 from tests.cases import BY_NAME, Case, run_id
 from tests.costs import RUNS, Passes, expected_passes
 from tests.fingerprint import fingerprint
-from tests.simt import harness
+from tests.simt.running import run
 
 AS_LARGE_AS_X = ("x", "grad", "y", "residual", "masked_grad", "x_grad")
 LAUNCHES = {
@@ -39,16 +37,6 @@ SCHEDULES = (
 """The arguments hold no running statistics, which `repeat` would update twice."""
 
 
-def run(operation: str, gate: Gate, **settings):
-    """Hashes of the operation's results, its launches and what they moved."""
-    values = arguments(gate)[operation]
-    with harness.settings(**settings) as kernels:
-        results = getattr(harness.backend(), operation)(*values)
-        launches, traffic = kernels.launches(), kernels.traffic()
-    results = (results,) if isinstance(results, torch.Tensor) else results
-    return fingerprint(dict(zip(RESULTS[operation], results, strict=True))), launches, traffic
-
-
 def moved(traffic, x: torch.Tensor, loaded: str, stored: str) -> Passes:
     """Bytes or sectors of the tensors as large as x, in units of x."""
     large = [traffic[name] for name in AS_LARGE_AS_X if name in traffic]
@@ -61,10 +49,10 @@ def moved(traffic, x: torch.Tensor, loaded: str, stored: str) -> Passes:
 def test_passes_and_launches(operation, run_):
     case, dtype, layout = run_
     gate = case.gate(dtype, layout)
-    _, launches, traffic = run(operation, gate)
+    ran = run(operation, gate)
     if gate.x.numel():
-        assert moved(traffic, gate.x, "loaded", "stored") == expected_passes(operation, gate)
-    assert len(launches) <= LAUNCHES[operation]
+        assert moved(ran.traffic, gate.x, "loaded", "stored") == expected_passes(operation, gate)
+    assert len(ran.launches) <= LAUNCHES[operation]
 
 
 @pytest.mark.parametrize("run_", ALIGNED, ids=run_id)
@@ -72,7 +60,7 @@ def test_passes_and_launches(operation, run_):
 def test_every_byte_of_a_sector_is_used(operation, run_):
     case, dtype, layout = run_
     gate = case.gate(dtype, layout)
-    _, _, traffic = run(operation, gate, count_sectors=True)
+    traffic = run(operation, gate, count_sectors=True).traffic
     bytes_ = moved(traffic, gate.x, "loaded", "stored")
     sectors = moved(traffic, gate.x, "loaded_sectors", "stored_sectors")
     for moved_, sectors_ in zip(bytes_, sectors, strict=True):
@@ -84,6 +72,7 @@ def test_every_byte_of_a_sector_is_used(operation, run_):
 def test_no_schedule_changes_a_bit(operation, name):
     for layout, dtype in (("nchw", torch.float32), ("channels_last", torch.bfloat16)):
         gate = BY_NAME[name].gate(dtype, layout)
-        expected, _, _ = run(operation, gate)
+        expected = fingerprint(run(operation, gate).results)
         for settings in SCHEDULES:
-            assert run(operation, gate, **settings)[0] == expected, settings
+            actual = run(operation, gate, **settings).results
+            assert fingerprint(actual) == expected, settings

@@ -1,18 +1,17 @@
 """The strategies of the CUDA backend: the same to the bit; what each takes from device memory."""
 
 import itertools
-import os
 import re
-from unittest import mock
 
 import pytest
 import torch
 
 from cbam_fused.schemas import SCHEMAS
-from tests.arguments import RESULTS, arguments
+from tests.arguments import arguments
 from tests.cases import Case
 from tests.fingerprint import fingerprint
 from tests.simt import harness
+from tests.simt.running import run
 
 # Planes and channels of whole blocks; the last group of samples is smaller than the others.
 CASES = (
@@ -46,23 +45,15 @@ def small_cache(gate, samples: float) -> int:
     return int((gate.x[0].numel() * gate.x.element_size() * samples + weights) / 0.4)
 
 
-def run(operation: str, gate, device: dict, strategy: str = "", **settings):
+def hashed(operation: str, gate, device: dict, strategy: str = "", **settings):
     """Hashes of the operation's results, its kernels, what they moved, and from how far apart."""
-    values = arguments(gate)[operation]
-    asked_for = {"CBAM_FUSED_CUDA_STRATEGY": strategy} if strategy else {}
-    with (
-        mock.patch.dict(os.environ, asked_for),
-        harness.device(**device),
-        harness.settings(**settings) as k,
-    ):
-        results = getattr(harness.backend(), operation)(*values)
-        launches, traffic = k.launches(), k.traffic()
-        reuse = k.reuse() if settings.get("count_reuse") else {}
-    results = (results,) if isinstance(results, torch.Tensor) else results
+    results, launches, traffic, reuse = run(operation, gate, device, strategy, **settings)
     # A CPU's NaN has the sign and the payload of either operand; a GPU has one NaN.
-    results = [r.where(~r.isnan(), torch.nan) if r.is_floating_point() else r for r in results]
-    hashes = fingerprint(dict(zip(RESULTS[operation], results, strict=True)))
-    return hashes, [launch.kernel for launch in launches], traffic, reuse
+    one_nan = {
+        name: result.where(~result.isnan(), torch.nan) if result.is_floating_point() else result
+        for name, result in results.items()
+    }
+    return fingerprint(one_nan), [launch.kernel for launch in launches], traffic, reuse
 
 
 STREAMING = {"l2_bytes": 1 << 30}
@@ -87,10 +78,10 @@ def chosen(kernels: list[str]) -> str:
 def test_skewed_is_streaming_to_the_bit(operation, run_):
     case, dtype, layout = run_
     gate = case.gate(dtype, layout)
-    expected, kernels, streamed, _ = run(operation, gate, STREAMING)
+    expected, kernels, streamed, _ = hashed(operation, gate, STREAMING)
     assert chosen(kernels) == "streaming"
     for samples in (4.5, 9.9 if gate.residual is not None else 5.9):  # groups of one, and of more
-        actual, kernels, traffic, _ = run(operation, gate, skewed(gate, samples), "skewed")
+        actual, kernels, traffic, _ = hashed(operation, gate, skewed(gate, samples), "skewed")
         assert chosen(kernels) == "skewed"
         assert actual == expected
         for name in ("x", "residual", "y"):
@@ -107,10 +98,10 @@ def test_the_skewed_order_finds_x_in_the_cache(operation, name, dtype, layout):
     """Of the L2 cache, 0.4 are touched from one use of x to the next; streaming touches more."""
     gate = next(case for case in CASES if case.name == name).gate(dtype, layout)
     device = skewed(gate, 9.9 if gate.residual is not None else 5.9)
-    _, kernels, _, reuse = run(operation, gate, device, "skewed", count_reuse=True)
+    _, kernels, _, reuse = hashed(operation, gate, device, "skewed", count_reuse=True)
     assert chosen(kernels) == "skewed"
     assert 0 < reuse["x"] <= 0.4 * device["l2_bytes"]
-    _, kernels, _, reuse = run(operation, gate, STREAMING, count_reuse=True)
+    _, kernels, _, reuse = hashed(operation, gate, STREAMING, count_reuse=True)
     assert chosen(kernels) == "streaming"
     assert reuse["x"] > 0.4 * device["l2_bytes"]
 
@@ -156,10 +147,10 @@ def test_resident_is_streaming_to_the_bit(run_):
     """And reads x once, in one launch, by whole sectors."""
     case, dtype, layout = run_
     gate = case.gate(dtype, layout)
-    expected, kernels, _, _ = run("cbam_inference", gate, STREAMING)
+    expected, kernels, _, _ = hashed("cbam_inference", gate, STREAMING)
     assert chosen(kernels) == "streaming"
     for schedule in SCHEDULES:
-        actual, kernels, traffic, _ = run(
+        actual, kernels, traffic, _ = hashed(
             "cbam_inference", gate, {"capability": 90}, count_sectors=True, **schedule
         )
         assert actual == expected, schedule
@@ -176,9 +167,9 @@ def test_resident_is_streaming_to_the_bit(run_):
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_no_schedule_changes_a_bit_of_the_skewed_order(operation, layout):
     gate = next(case for case in CASES if case.name == "ties").gate(torch.float32, layout)
-    expected, _, _, _ = run(operation, gate, STREAMING)
+    expected, _, _, _ = hashed(operation, gate, STREAMING)
     for schedule in (*SCHEDULES, {"repeat": 2}):
-        actual, kernels, _, _ = run(operation, gate, skewed(gate, 4.5), "skewed", **schedule)
+        actual, kernels, _, _ = hashed(operation, gate, skewed(gate, 4.5), "skewed", **schedule)
         assert chosen(kernels) == "skewed"
         assert actual == expected, schedule
 
@@ -221,7 +212,7 @@ def test_a_strategy_can_be_asked_for(strategy, monkeypatch):
     monkeypatch.setenv("CBAM_FUSED_CUDA_STRATEGY", strategy)
     gate = next(case for case in CASES if case.name == "light").gate()
     for capability in (80, 90):
-        _, kernels, _, _ = run("cbam_inference", gate, {"capability": capability})
+        _, kernels, _, _ = hashed("cbam_inference", gate, {"capability": capability})
         possible = strategy != "resident" or capability == 90
         assert chosen(kernels) == (strategy if possible else "streaming")
 
@@ -229,7 +220,7 @@ def test_a_strategy_can_be_asked_for(strategy, monkeypatch):
 @pytest.mark.parametrize("device", [{"capability": 80}, {"clusters": 0}], ids=str)
 def test_without_room_for_a_cluster_x_is_streamed(device):
     gate = Case("not_elsewhere", "asked for once only", (2, 256, 5, 6), kernel_size=3).gate()
-    _, kernels, _, _ = run("cbam_inference", gate, {"capability": 90} | device)
+    _, kernels, _, _ = hashed("cbam_inference", gate, {"capability": 90} | device)
     assert chosen(kernels) == "streaming"
 
 
@@ -240,4 +231,4 @@ def test_an_unknown_strategy_is_an_error(monkeypatch):
         "got fastest"
     )
     with pytest.raises(RuntimeError, match=message):
-        run("cbam_inference", CASES[0].gate(), {})
+        hashed("cbam_inference", CASES[0].gate(), {})

@@ -17,7 +17,8 @@ __device__ __forceinline__ void note_load(const void* p, size_t) { __builtin_ass
 __device__ __forceinline__ void note_store(const void* p, size_t) { __builtin_assume(__isGlobal(p)); }
 
 // A tensor that the operation's kernels may touch; `fresh`: it was just allocated, and has no values yet.
-inline void announce(const void*, size_t /*bytes*/, const char* /*name*/, bool /*fresh*/) {}
+template <class Tensor>
+void announce(const Tensor&, const char* /*name*/, bool /*fresh*/) {}
 // The end of the operation.
 inline void forget_announced() {}
 

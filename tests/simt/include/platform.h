@@ -22,6 +22,10 @@ namespace cbam_fused {
 [[gnu::always_inline]] inline void note_store(const void* p, size_t bytes) { simt::note_access(p, bytes, true); }
 
 using simt::announce;
+template <class Tensor>
+void announce(const Tensor& t, const char* name, bool fresh) {
+  announce(t.const_data_ptr(), t.numel() * t.element_size(), name, fresh, std::make_shared<const Tensor>(t));
+}
 using simt::forget_announced;
 
 }  // namespace cbam_fused

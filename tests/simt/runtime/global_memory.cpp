@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cinttypes>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "grid.h"
@@ -19,6 +20,7 @@ struct Range {
   uintptr_t begin, end;
   std::string name;
   Traffic* traffic;
+  std::shared_ptr<const void> owner;
 };
 
 std::vector<Range> ranges;
@@ -67,10 +69,10 @@ uint64_t new_sectors(uintptr_t address, size_t bytes, void* site) {
 
 }  // namespace
 
-void announce(const void* p, size_t bytes, const char* name, bool fresh) {
+void announce(const void* p, size_t bytes, const char* name, bool fresh, std::shared_ptr<const void> owner) {
   if (bytes == 0) return;
   const auto begin = reinterpret_cast<uintptr_t>(p);
-  ranges.push_back({begin, begin + bytes, name, &traffic_by_name[name]});
+  ranges.push_back({begin, begin + bytes, name, &traffic_by_name[name], std::move(owner)});
   if (fresh) std::memset(const_cast<void*>(p), settings.fill, bytes);
 }
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 
 namespace simt {
@@ -15,8 +16,9 @@ struct Traffic {
   uint64_t loaded_sectors = 0, stored_sectors = 0;  // of 32 bytes, counted once for each request of a warp
 };
 
-// Host: kernels may touch the range, until it is forgotten. What is fresh is filled with settings.fill.
-void announce(const void* p, size_t bytes, const char* name, bool fresh);
+// Host: kernels may touch the range, until it is forgotten. What is fresh is filled with settings.fill. Until then the
+// owner of the memory is kept: given back, it could become that of the harness itself.
+void announce(const void* p, size_t bytes, const char* name, bool fresh, std::shared_ptr<const void> owner = nullptr);
 void forget_announced();
 
 // In a kernel: the access that comes next. Where the call returns to tells instructions apart.
