@@ -4,7 +4,8 @@ CBAM under PyTorch autograd, with nothing changed but the speed.
 """
 
 from cbam_fused.backends import use_backend
-from cbam_fused.explanation import Explanation, explain
+from cbam_fused.costs import Explanation
+from cbam_fused.explanation import explain
 from cbam_fused.functional import cbam
 from cbam_fused.fuse import FuseReport, fuse_, unfuse_
 from cbam_fused.gpus import GPUS, Gpu

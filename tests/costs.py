@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from cbam_fused.explanation import Passes, passes
+from cbam_fused.costs import Passes, passes
 from cbam_fused.testing import Gate
 from tests.cases import BY_NAME, Case
 

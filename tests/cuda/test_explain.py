@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import cbam_fused
-from cbam_fused import GPUS, explain, explanation
+from cbam_fused import GPUS, costs, explain, explanation
 from tests.cuda.explained import (
     BACKWARD,
     FORWARD,
@@ -249,7 +249,7 @@ def test_bytes_of_training_without_a_spatial_gate():
 
 @needs_cuda_code
 def test_time_is_the_launches_and_the_slower_of_both_memories():
-    launch, usable = explanation.LAUNCH_SECONDS, explanation.USABLE_RATE
+    launch, usable = costs.LAUNCH_SECONDS, costs.USABLE_RATE
     slow_memory = GPUS["H200"]._replace(memory_rate=1e12, l2_rate=1e15)
     slow_cache = GPUS["H200"]._replace(memory_rate=1e15, l2_rate=1e12)
     for gpu, transfers in ((slow_memory, 2 * X / (1e12 * usable)), (slow_cache, 4 * X / 1e12)):
