@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cbam_fused.layout import is_channels_last
+
 
 def without_values(module: nn.Module) -> nn.Module:
     """A copy of `module` on meta tensors; the values may be too large to be there twice."""
@@ -36,14 +38,7 @@ class ConvolutionLayouts(TorchDispatchMode):
         result = function(*arguments, **(keywords or {}))
         if function is torch.ops.aten.convolution.default:
             x, weight = arguments[:2]
-            if x.dtype != torch.float64 and (_is_channels_last(x) or _is_channels_last(weight)):
+            known = x.dim() == 4 and x.dtype != torch.float64
+            if known and (is_channels_last(x) or is_channels_last(weight)):
                 return result.contiguous(memory_format=torch.channels_last)
         return result
-
-
-def _is_channels_last(t: Tensor) -> bool:
-    return (
-        t.dim() == 4
-        and t.is_contiguous(memory_format=torch.channels_last)
-        and not t.is_contiguous()
-    )

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cbam_fused.layout import is_channels_last
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of every sum, gate and small tensor for an x of ``dtype``."""
@@ -52,9 +54,8 @@ def without_autocast(function):
 
 def in_layout_of(x: Tensor, result: Tensor) -> Tensor:
     """``result`` in channels_last if x is, else contiguous."""
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
-        return result.contiguous()
-    return result.contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    return result.contiguous(memory_format=layout)
 
 
 # Pooling: each function is followed by its backward.

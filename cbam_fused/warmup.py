@@ -204,6 +204,7 @@ def _left_alone(model: nn.Module) -> Iterator[None]:
 
 
 def run_once(model: nn.Module, example: object) -> None:
+    """The model on its input, uncompiled: in training mode forward and backward, else forward."""
     keywords = example if isinstance(example, dict) else {}
     inputs = () if keywords else example if isinstance(example, tuple) else (example,)
     with torch.compiler.set_stance("force_eager"), torch.inference_mode(False):
