@@ -7,6 +7,7 @@ variable ``CBAM_FUSED_BACKEND``, and `choose` says why it chose.
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -47,7 +48,6 @@ _BACKENDS = {
 }
 
 NAMES = tuple(_BACKENDS)
-_CPU = torch.device("cpu")
 _forced: str | None = os.environ.get("CBAM_FUSED_BACKEND") or None
 
 
@@ -59,7 +59,7 @@ def _unusable(name: str, device: torch.device | None = None) -> str:
         return triton_backend.unusable(device)
     if name == "cpu" and not library.loaded:
         return library.reason
-    if name == "cpu" and device not in (None, _CPU) and device.type != "cpu":
+    if name == "cpu" and device is not None and device.type != "cpu":
         return "it needs a cpu"
     return ""
 
@@ -104,18 +104,26 @@ _AUTOMATIC = {
 }
 
 
+def chosen(device: torch.device) -> Backend:
+    """The backend for tensors on `device`."""
+    if _forced is not None:
+        return get(_forced, device)
+    for name in _AUTOMATIC.get(device.type, ()):
+        if not _unusable(name, device):
+            return _BACKENDS[name]
+    return _BACKENDS["reference"]
+
+
 def choose(device: torch.device) -> tuple[Backend, str]:
     """The backend for tensors on `device`, and the reason for the choice."""
+    backend = chosen(device)
     if _forced is not None:
-        return get(_forced, device), "asked for by use_backend or CBAM_FUSED_BACKEND"
+        return backend, "asked for by use_backend or CBAM_FUSED_BACKEND"
     candidates = _AUTOMATIC.get(device.type, {})
-    passed_over = []
-    for name, reason in candidates.items():
-        why = _unusable(name, device)
-        if not why:
-            return _BACKENDS[name], "; ".join([reason, *passed_over])
-        passed_over.append(f"{name} is not usable: {why}")
-    return _BACKENDS["reference"], "; ".join(passed_over) or f"no fused backend for {device.type}"
+    better = itertools.takewhile(lambda name: name != backend.name, candidates)
+    passed_over = [f"{name} is not usable: {_unusable(name, device)}" for name in better]
+    reasons = [candidates[backend.name]] if backend.name in candidates else []
+    return backend, "; ".join(reasons + passed_over) or f"no fused backend for {device.type}"
 
 
 @contextlib.contextmanager

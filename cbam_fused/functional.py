@@ -106,7 +106,7 @@ def cbam(
         if not batch_statistics:
             statistics = tuple(cast(p, compute) for p in statistics)
 
-    backend, _reason = backends.choose(x.device)
+    backend = backends.chosen(x.device)
     differentiable = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, *mlp, *conv, *affine, residual)
     )

@@ -32,12 +32,23 @@ struct Maximum {
   }
 
   // Visits v, whose index is larger than all seen before.
-  void ascend(const Vector<A>& v, const Vector<I>& index) { visit(v, index, Ascending()); }
+  void ascend(const Vector<A>& v, const Vector<I>& index) {
+    if constexpr (kValueOnly)
+      value = larger(v, value);
+    else
+      visit(v, index, Ascending());
+  }
   // Visits v, whose index is smaller than all seen before.
-  void descend(const Vector<A>& v, const Vector<I>& index) { visit(v, index, Descending()); }
+  void descend(const Vector<A>& v, const Vector<I>& index) {
+    if constexpr (kValueOnly)
+      value = larger(value, v);
+    else
+      visit(v, index, Descending());
+  }
 
   // Adds what other lanes of the same row saw.
   void merge(const Maximum& other) {
+    if constexpr (kValueOnly) return descend(other.value, {});
     const Maximum old = *this;
     value = select(other.value, value, Descending(), other.value, value);
     if constexpr (ties == Ties::kFirst) {
@@ -75,6 +86,8 @@ struct Maximum {
   }
 
  private:
+  static constexpr bool kValueOnly = ties == Ties::kNone && !exact;
+
   template <class Condition>
   void visit(const Vector<A>& v, const Vector<I>& index, Condition condition) {
     const Vector<A> highest = select(v, value, condition, v, value);
@@ -155,7 +168,8 @@ void reduce_rows(const T* x, int64_t columns, int64_t row_begin, int64_t row_end
   const ColumnValues<T>* ordered = few ? &values : nullptr;
   for (int64_t begin = row_begin; begin < row_end; begin += kFolded) {
     const int64_t rows = row_end - begin < kFolded ? row_end - begin : kFolded;
-    Vector<A> totals[kFolded] = {}, highest[kFolded] = {};
+    Vector<A> totals[kFolded], highest[kFolded];
+    for (int64_t i = rows; i < kFolded; ++i) totals[i] = highest[i] = {};
     for (int64_t i = 0; i < rows; ++i) {
       Maximum<A, ties, false> maximum;
       reduce_row<false, T, ties, scaled>(x + (begin + i) * columns, columns, column_scale, ordered, totals[i], maximum);

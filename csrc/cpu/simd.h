@@ -120,6 +120,32 @@ inline Vector<A> multiply_add(const Vector<A>& a, const Vector<A>& b, const Vect
   return out;
 }
 
+// a > b ? a : b, so b where either is NaN: one instruction, which the compiler does not always find by itself.
+#if defined(__AVX512F__)
+inline Native<float> larger_native(Native<float> a, Native<float> b) {
+  return Native<float>(_mm512_max_ps(__m512(a), __m512(b)));
+}
+inline Native<double> larger_native(Native<double> a, Native<double> b) {
+  return Native<double>(_mm512_max_pd(__m512d(a), __m512d(b)));
+}
+#elif defined(__AVX2__)
+inline Native<float> larger_native(Native<float> a, Native<float> b) {
+  return Native<float>(_mm256_max_ps(__m256(a), __m256(b)));
+}
+inline Native<double> larger_native(Native<double> a, Native<double> b) {
+  return Native<double>(_mm256_max_pd(__m256d(a), __m256d(b)));
+}
+#else
+template <class N>
+inline N larger_native(N a, N b) {
+  return a > b ? a : b;
+}
+#endif
+template <class A>
+inline Vector<A> larger(const Vector<A>& a, const Vector<A>& b) {
+  return map(a, b, [](Native<A> s, Native<A> t) { return larger_native(s, t); });
+}
+
 // select(condition, a, b): a where the condition on the lanes of s and t holds, else b. The comparison stays beside the
 // choice so that it needs no mask in a vector register.
 template <class A, class E, class F>
