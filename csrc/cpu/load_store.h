@@ -330,7 +330,7 @@ inline Pair<Index<Compute<T>>> column_indices(int64_t column) {
 
 // A walk through memory asks for what it reads, or writes, a little later: the hardware's own prefetching stops at each
 // page.
-constexpr int64_t kPrefetchBytes = 2048;
+constexpr int64_t kPrefetchBytes = 4096;
 template <class T>
 constexpr int64_t kPrefetch = kPrefetchBytes / int64_t(sizeof(T));
 
