@@ -2,10 +2,11 @@
 
 import timm
 import torch
+from pytorchcv.models.cbamresnet import CbamBlock
 from timm.layers.cbam import CbamModule, LightCbamModule
 from torch import nn
 
-from tests import official
+from tests import official, pasted, yolo
 
 GATES = {
     "timm": lambda: CbamModule(32, rd_ratio=0.25),
@@ -14,7 +15,22 @@ GATES = {
     "official": lambda: official.CBAM(32, 4),
     "official_pools": lambda: official.CBAM(32, 4, ["lse", "lp", "max"]),
     "official_no_spatial": lambda: official.CBAM(32, 4, no_spatial=True),
+    "ultralytics": lambda: yolo.CBAM(32),
+    "ultralytics_k3": lambda: yolo.CBAM(32, 3),
+    "pytorchcv": lambda: CbamBlock(32, 4),
+    "bubbliiiing": lambda: pasted.cbam_block(32, 4),
+    "bubbliiiing_k3": lambda: pasted.cbam_block(32, 4, 3),
+    "mmyolo": lambda: pasted.CBAM(32, 4),
+    "mmyolo_k5": lambda: pasted.CBAM(32, 4, 5),
 }
+_OUTPUT_LAYERS = (
+    "channel.fc2",
+    "ChannelGate.mlp.3",
+    "channelattention.fc2",
+    "ch_gate.mlp.fc2",
+    "channel_attention.fc.1.conv",
+    "channel_attention.fc",
+)
 
 
 def new_gate(name):
@@ -25,7 +41,8 @@ def new_gate(name):
 
 def output_layer(gate):
     """The path of the last layer of the MLP."""
-    return "channel.fc2" if hasattr(gate, "channel") else "ChannelGate.mlp.3"
+    paths = {path for path, _ in gate.named_modules()}
+    return next(path for path in _OUTPUT_LAYERS if path in paths)
 
 
 def small_net(gate):
