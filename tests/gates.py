@@ -2,11 +2,10 @@
 
 import timm
 import torch
-from pytorchcv.models.cbamresnet import CbamBlock
 from timm.layers.cbam import CbamModule, LightCbamModule
 from torch import nn
 
-from tests import official, pasted, yolo
+from tests import official, pasted
 
 GATES = {
     "timm": lambda: CbamModule(32, rd_ratio=0.25),
@@ -15,9 +14,6 @@ GATES = {
     "official": lambda: official.CBAM(32, 4),
     "official_pools": lambda: official.CBAM(32, 4, ["lse", "lp", "max"]),
     "official_no_spatial": lambda: official.CBAM(32, 4, no_spatial=True),
-    "ultralytics": lambda: yolo.CBAM(32),
-    "ultralytics_k3": lambda: yolo.CBAM(32, 3),
-    "pytorchcv": lambda: CbamBlock(32, 4),
     "bubbliiiing": lambda: pasted.cbam_block(32, 4),
     "bubbliiiing_k3": lambda: pasted.cbam_block(32, 4, 3),
     "mmyolo": lambda: pasted.CBAM(32, 4),
@@ -33,10 +29,10 @@ _OUTPUT_LAYERS = (
 )
 
 
-def new_gate(name):
-    """The gate called `name` of `GATES`, on 32 channels; always with the same values."""
+def new_gate(name, gates=GATES):
+    """The gate called `name` of `gates`, on 32 channels; always with the same values."""
     torch.manual_seed(0)
-    return GATES[name]()
+    return gates[name]()
 
 
 def output_layer(gate):

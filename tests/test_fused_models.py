@@ -15,12 +15,13 @@ from cbam_fused import fuse_, unfuse_
 from cbam_fused.plan import collect
 from cbam_fused.testing import check_close
 from tests import official
-from tests.gates import GATES, new_gate, output_layer, small_net, train_step
+from tests.gates import new_gate, output_layer, small_net, train_step
+from tests.package_gates import ALL_GATES
 
 
-@pytest.fixture(params=GATES)
+@pytest.fixture(params=ALL_GATES)
 def gate(request):
-    return new_gate(request.param)
+    return new_gate(request.param, ALL_GATES)
 
 
 def test_hooks_on_the_gate_stay(gate):

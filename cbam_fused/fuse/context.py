@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from cbam_fused.fuse.frame import fuse_
+from cbam_fused.fuse.frame import expect_module, fuse_
 from cbam_fused.fuse.report import FuseReport
 
 
@@ -31,6 +31,7 @@ def fused(
         RuntimeError: at the end, the class of a gate was swapped again within, as FSDP2 does;
             nothing is restored.
     """
+    expect_module("fused", model)
     before = {name: (module, type(module)) for name, module in model.named_modules()}
     report = fuse_(model, filter_fn, strict=strict, verify=verify)
     swaps = [

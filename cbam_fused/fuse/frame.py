@@ -59,8 +59,7 @@ def fuse_(
 
     Whatever is raised, the model is as it was.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"fuse_: model must be a torch.nn.Module; got {type(model).__name__}")
+    expect_module("fuse_", model)
     rows: list[GateReport] = []
     swaps: list[tuple[nn.Module, type[nn.Module]]] = []
     for module, paths, adapter in _gates(model):
@@ -86,8 +85,7 @@ def unfuse_(model: nn.Module) -> list[str]:
         RuntimeError: the class of a fused gate was swapped again, for a subclass of the fused one
             (as FSDP2 does); nothing was changed.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"unfuse_: model must be a torch.nn.Module; got {type(model).__name__}")
+    expect_module("unfuse_", model)
     fused = [(name, m, fusion_of(m)) for name, m in model.named_modules() if fusion_of(m)]
     for name, module, _ in fused:
         if is_swapped_again(module):
@@ -97,6 +95,13 @@ def unfuse_(model: nn.Module) -> list[str]:
             )
     _swap([(module, fusion.base) for _, module, fusion in fused])
     return [name for name, _, _ in fused]
+
+
+def expect_module(function: str, model: object) -> None:
+    """Raises TypeError, in the name of `function`, unless `model` is a module."""
+    if not isinstance(model, nn.Module):
+        got = type(model).__name__
+        raise TypeError(f"{function}: model must be a torch.nn.Module; got {got}")
 
 
 def _gates(model: nn.Module) -> Iterator[tuple[nn.Module, list[str], Adapter | None]]:
