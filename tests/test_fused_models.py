@@ -85,6 +85,20 @@ def test_hook_on_an_inner_layer_before_the_swap_is_said(gate):
     assert not calls
 
 
+def test_what_keeps_a_fused_gate_from_the_operation_is_said_later(gate):
+    model = nn.Sequential(gate, cbam_fused.CBAM(32))
+    fuse_(model)
+    assert [g.reason for g in fuse_(model).gates] == ["", ""]
+    gate.get_submodule(output_layer(gate)).register_forward_hook(lambda *_: None)
+    model[1].ChannelGate.mlp[1].register_forward_hook(lambda *_: None)
+    reasons = [g.reason for g in fuse_(model).gates]
+    path = output_layer(gate)
+    assert reasons == [
+        f"runs its inner modules as long as {layer} has hooks, or a forward set on the instance"
+        for layer in (path, "ChannelGate.mlp.1")
+    ]
+
+
 def runs_its_inner_modules(gate, monkeypatch):
     """Whether a call of the gate leaves the fused operation alone."""
     calls = []

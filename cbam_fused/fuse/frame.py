@@ -145,11 +145,10 @@ def _examine(
     `verified`, is equal).
     """
     row = {"paths": tuple(paths), "class_name": type(module).__name__}
-    if fusion := fusion_of(module):
-        row |= {"adapter": fusion.adapter, "options": _options(module, fusion.plan)}
-        return GateReport(status=report.ALREADY_FUSED, **row), None
-    if isinstance(module, CBAM):
-        row |= {"adapter": "cbam_fused", "options": _options(module, module._plan)}
+    if _is_fused(module):
+        fusion = fusion_of(module)
+        name, plan = (fusion.adapter, fusion.plan) if fusion else ("cbam_fused", module._plan)
+        row |= {"adapter": name, "options": _options(module, plan), "reason": _remark(module, plan)}
         return GateReport(status=report.ALREADY_FUSED, **row), None
     if filter_fn is not None and not any(filter_fn(module, path) for path in paths):
         return GateReport(status=report.FILTERED, **row), None
@@ -174,9 +173,15 @@ def _examine(
             row |= {"compared": worst.compared, "error": worst.error, "bound": worst.bound}
     except NotFusableError as obstacle:
         return GateReport(status=report.SKIPPED, **row | {"reason": str(obstacle)}), None
-    if obstacle := collect(module, fusion.plan).reason:
-        row["reason"] = f"runs its inner modules as long as {obstacle}"
+    if remark := _remark(module, fusion.plan):
+        row["reason"] = remark
     return GateReport(status=report.FUSED, **row), cls
+
+
+def _remark(module: nn.Module, plan: Plan) -> str:
+    """What keeps a gate from being computed by the fused operation at present, "" if nothing."""
+    obstacle = collect(module, plan).reason
+    return f"runs its inner modules as long as {obstacle}" if obstacle else ""
 
 
 def _fusion(module: nn.Module, adapter: Adapter) -> Fusion:
