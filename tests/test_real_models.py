@@ -103,3 +103,14 @@ def test_logits_in_float32(name):
         forward(own, images.double()),
     )
     check_close("logits", logits, eager, expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gates_matter_to_the_logits(name):
+    build, forward, _ = NETWORKS[name]
+    model = build()
+    images = torch.rand(2, 3, 64, 64)
+    logits, _ = forward(model, images)
+    for gate in fuse_(model, verify=False).fused:
+        model.get_submodule(gate.paths[0]).forward = lambda x: x
+    assert (forward(model, images)[0] - logits).abs().max() > 0.01 * logits.abs().max()

@@ -22,12 +22,14 @@ def fused(
     At its end, also by an exception, each gate that this call fused has its own class again. Gates
     that were fused before stay fused; so do copies made within, until `unfuse_`.
 
-    Args, Raises: as `fuse_`.
+    Args:
+        model, filter_fn, strict, verify: as those of `fuse_`.
 
     Yields:
         The report of `fuse_`.
 
     Raises:
+        TypeError, RuntimeError: at the beginning, as `fuse_`.
         RuntimeError: at the end, the class of a gate was swapped again within, as FSDP2 does;
             nothing is restored.
     """
