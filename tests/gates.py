@@ -5,7 +5,7 @@ import torch
 from timm.layers.cbam import CbamModule, LightCbamModule
 from torch import nn
 
-from tests import official
+from tests import official, pasted
 
 GATES = {
     "timm": lambda: CbamModule(32, rd_ratio=0.25),
@@ -14,18 +14,31 @@ GATES = {
     "official": lambda: official.CBAM(32, 4),
     "official_pools": lambda: official.CBAM(32, 4, ["lse", "lp", "max"]),
     "official_no_spatial": lambda: official.CBAM(32, 4, no_spatial=True),
+    "bubbliiiing": lambda: pasted.cbam_block(32, 4),
+    "bubbliiiing_k3": lambda: pasted.cbam_block(32, 4, 3),
+    "mmyolo": lambda: pasted.CBAM(32, 4),
+    "mmyolo_k5": lambda: pasted.CBAM(32, 4, 5),
 }
+_OUTPUT_LAYERS = (
+    "channel.fc2",
+    "ChannelGate.mlp.3",
+    "channelattention.fc2",
+    "ch_gate.mlp.fc2",
+    "channel_attention.fc.1.conv",
+    "channel_attention.fc",
+)
 
 
-def new_gate(name):
-    """The gate called `name` of `GATES`, on 32 channels; always with the same values."""
+def new_gate(name, gates=GATES):
+    """The gate called `name` of `gates`, on 32 channels; always with the same values."""
     torch.manual_seed(0)
-    return GATES[name]()
+    return gates[name]()
 
 
 def output_layer(gate):
     """The path of the last layer of the MLP."""
-    return "channel.fc2" if hasattr(gate, "channel") else "ChannelGate.mlp.3"
+    paths = {path for path, _ in gate.named_modules()}
+    return next(path for path in _OUTPUT_LAYERS if path in paths)
 
 
 def small_net(gate):

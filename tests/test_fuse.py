@@ -17,13 +17,15 @@ import cbam_fused
 from cbam_fused import fuse_, unfuse_
 from cbam_fused.testing import check_close
 from tests import official
-from tests.gates import GATES, new_gate, resnet, train_step
+from tests.gates import new_gate, resnet, train_step
 from tests.lookalikes import LOOKALIKES
+from tests.package_gates import ALL_GATES
+from tests.pasted_lookalikes import PASTED_LOOKALIKES
 
 
-@pytest.fixture(params=GATES)
+@pytest.fixture(params=ALL_GATES)
 def gate(request):
-    return new_gate(request.param)
+    return new_gate(request.param, ALL_GATES)
 
 
 def snapshot(model):
@@ -113,7 +115,9 @@ def test_training_moves_the_running_statistics(gate):
         torch.testing.assert_close(actual, expected, msg=name)
 
 
-@pytest.mark.parametrize("lookalike", LOOKALIKES, ids=lambda lookalike: lookalike.name)
+@pytest.mark.parametrize(
+    "lookalike", [*LOOKALIKES, *PASTED_LOOKALIKES], ids=lambda lookalike: lookalike.name
+)
 def test_lookalike_is_not_swapped(lookalike):
     torch.manual_seed(0)
     module = lookalike.make()
@@ -122,6 +126,15 @@ def test_lookalike_is_not_swapped(lookalike):
     check_unchanged(before, module)
     assert not report.fused
     assert re.search(lookalike.reason, report.skipped[0].reason), report.skipped[0].reason
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
+def test_quantised_layer_is_said():
+    module = official.CBAM(32)
+    module.ChannelGate.mlp[1] = torch.ao.nn.quantized.dynamic.Linear(32, 2)
+    assert fuse_(module).skipped[0].reason == (
+        "ChannelGate.mlp.1 is a torch.ao.nn.quantized.dynamic.modules.linear.Linear, not a Linear"
+    )
 
 
 def test_swapped_maps_are_seen_although_the_convolution_starts_at_zero():
@@ -270,9 +283,11 @@ def test_light_gate_ignores_its_unused_gate_layer():
     assert fuse_(gate, strict=True).fused
 
 
-def test_timm_is_not_needed():
+def test_no_package_is_needed():
     code = (
-        "import sys; import cbam_fused; from tests import official;"
-        "assert cbam_fused.fuse_(official.CBAM(32), strict=True); assert 'timm' not in sys.modules"
+        "import sys; import cbam_fused; from tests import official, pasted;"
+        "gates = official.CBAM(32), pasted.cbam_block(32), pasted.CBAM(32);"
+        "assert all(cbam_fused.fuse_(gate, strict=True) for gate in gates);"
+        "assert not {'timm', 'ultralytics', 'pytorchcv'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

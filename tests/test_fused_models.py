@@ -15,12 +15,13 @@ from cbam_fused import fuse_, unfuse_
 from cbam_fused.plan import collect
 from cbam_fused.testing import check_close
 from tests import official
-from tests.gates import GATES, new_gate, output_layer, small_net, train_step
+from tests.gates import new_gate, output_layer, small_net, train_step
+from tests.package_gates import ALL_GATES
 
 
-@pytest.fixture(params=GATES)
+@pytest.fixture(params=ALL_GATES)
 def gate(request):
-    return new_gate(request.param)
+    return new_gate(request.param, ALL_GATES)
 
 
 def test_hooks_on_the_gate_stay(gate):
@@ -82,6 +83,20 @@ def test_hook_on_an_inner_layer_before_the_swap_is_said(gate):
     handle.remove()
     gate(torch.randn(2, 32, 5, 5))
     assert not calls
+
+
+def test_what_keeps_a_fused_gate_from_the_operation_is_said_later(gate):
+    model = nn.Sequential(gate, cbam_fused.CBAM(32))
+    fuse_(model)
+    assert [g.reason for g in fuse_(model).gates] == ["", ""]
+    gate.get_submodule(output_layer(gate)).register_forward_hook(lambda *_: None)
+    model[1].ChannelGate.mlp[1].register_forward_hook(lambda *_: None)
+    reasons = [g.reason for g in fuse_(model).gates]
+    path = output_layer(gate)
+    assert reasons == [
+        f"runs its inner modules as long as {layer} has hooks, or a forward set on the instance"
+        for layer in (path, "ChannelGate.mlp.1")
+    ]
 
 
 def runs_its_inner_modules(gate, monkeypatch):

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from torch import nn
 
 from cbam_fused.fuse import report
-from cbam_fused.fuse.adapters import ADAPTERS, Adapter, NotFusableError
-from cbam_fused.fuse.adapters.layers import expect_parameters
+from cbam_fused.fuse.adapters import Adapter, NotFusableError, claiming
+from cbam_fused.fuse.adapters.layers import expect_layers, expect_parameters
+from cbam_fused.fuse.candidates import layers_of_a_gate
 from cbam_fused.fuse.report import FuseReport, GateReport
 from cbam_fused.fuse.swap import Fusion, fused_class, fusion_of, is_swapped_again
 from cbam_fused.fuse.verify import verify
 from cbam_fused.modules import CBAM
-from cbam_fused.plan import Plan, collect, make_plan
+from cbam_fused.plan import GateSpec, Plan, collect, make_plan
 
 _NAMED_AS_GATE = re.compile(r"(light_?)?cbam_?(module|block|layer|attention)?", re.IGNORECASE)
 
@@ -27,20 +28,22 @@ def fuse_(
 ) -> FuseReport:
     """Makes the CBAM gates of `model` fused ones, in place.
 
-    Known are timm's CbamModule and LightCbamModule, and the authors' CBAM
-    (Jongchan/attention-module) wherever it was pasted. A gate keeps its parameters, buffers,
-    hooks, names, state_dict and repr, and `isinstance` still holds: only its class becomes a
-    subclass whose forward is `cbam_fused.cbam`. The gate runs its inner modules as before while one
-    of them has a hook, is parametrised, or was replaced or reconfigured, while hooks on all modules
-    are registered, and while its batch norm is synchronised over processes. Under autocast the
-    result is in the autocast dtype, either way, unless x is float64. torch.jit.script of a fused
-    model is not supported.
+    Known are the CBAM of timm, ultralytics, pytorchcv and mmyolo, and those of the authors
+    (Jongchan/attention-module) and of bubbliiiing wherever they were pasted; `register_adapter`
+    teaches another. A module that none knows, with the layers of a CBAM, is reported as a candidate
+    and left alone. A gate keeps its parameters, buffers, hooks, names, state_dict and repr, and
+    `isinstance` still holds: only its class becomes a subclass whose forward is `cbam_fused.cbam`.
+    The gate runs its inner modules as before while one of them has a hook, is parametrised, or was
+    replaced or reconfigured, while hooks on all modules are registered, and while its batch norm is
+    synchronised over processes. Under autocast the result is in the autocast dtype, either way,
+    unless x is float64. torch.jit.script of a fused model is not supported.
 
     Args:
         model: any module; it may itself be a gate.
         filter_fn: ``filter_fn(module, name) -> bool``, asked for each gate (for each of its names
             until one is accepted, if it is shared); only accepted ones are fused. Default: all.
-        strict: raise if a gate cannot be fused, or if there is none.
+        strict: raise if a gate cannot be fused or a candidate is not filtered out, or if there is
+            no gate.
         verify: compare every gate with its own forward before it is swapped: forward and backward,
             in training and eval mode, on small random inputs. A gate that differs by more than
             rounding is skipped. On the meta device there is nothing to compare: gates are fused
@@ -56,8 +59,7 @@ def fuse_(
 
     Whatever is raised, the model is as it was.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"fuse_: model must be a torch.nn.Module; got {type(model).__name__}")
+    expect_module("fuse_", model)
     rows: list[GateReport] = []
     swaps: list[tuple[nn.Module, type[nn.Module]]] = []
     for module, paths, adapter in _gates(model):
@@ -83,8 +85,7 @@ def unfuse_(model: nn.Module) -> list[str]:
         RuntimeError: the class of a fused gate was swapped again, for a subclass of the fused one
             (as FSDP2 does); nothing was changed.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"unfuse_: model must be a torch.nn.Module; got {type(model).__name__}")
+    expect_module("unfuse_", model)
     fused = [(name, m, fusion_of(m)) for name, m in model.named_modules() if fusion_of(m)]
     for name, module, _ in fused:
         if is_swapped_again(module):
@@ -96,28 +97,41 @@ def unfuse_(model: nn.Module) -> list[str]:
     return [name for name, _, _ in fused]
 
 
+def expect_module(function: str, model: object) -> None:
+    """Raises TypeError, in the name of `function`, unless `model` is a module."""
+    if not isinstance(model, nn.Module):
+        got = type(model).__name__
+        raise TypeError(f"{function}: model must be a torch.nn.Module; got {got}")
+
+
 def _gates(model: nn.Module) -> Iterator[tuple[nn.Module, list[str], Adapter | None]]:
-    """Every module that is, or is called, a gate; all its names; the adapter that claims it."""
+    """Every module that is, looks like or is called a gate; its names; the adapter claiming it."""
     names: dict[int, list[str]] = {}
+    inside: set[int] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
     for module in model.modules():
-        if _is_fused(module):
-            yield module, names[id(module)], None
-        elif adapter := _claiming(module):
-            yield module, names[id(module)], adapter
-        elif _NAMED_AS_GATE.fullmatch(type(module).__name__) and not any(
-            _is_fused(inner) or _claiming(inner) for inner in module.modules()
-        ):
-            yield module, names[id(module)], None
+        adapter = None if _is_fused(module) else claiming(module)
+        if adapter or _is_fused(module):
+            inside.update(map(id, module.modules()))
+        elif id(module) in inside or not _is_unknown_gate(module):
+            continue
+        yield module, names[id(module)], adapter
 
 
 def _is_fused(module: nn.Module) -> bool:
     return isinstance(module, CBAM) or fusion_of(module) is not None
 
 
-def _claiming(module: nn.Module) -> Adapter | None:
-    return next((adapter for adapter in ADAPTERS if adapter.claims(module)), None)
+def _is_unknown_gate(module: nn.Module) -> bool:
+    """Whether `module` has the layers or the name of a gate, and what is inside it has not."""
+    if not layers_of_a_gate(module) and not _NAMED_AS_GATE.fullmatch(type(module).__name__):
+        return False
+    return not any(
+        _is_fused(inner) or claiming(inner) or layers_of_a_gate(inner)
+        for inner in module.modules()
+        if inner is not module
+    )
 
 
 def _examine(
@@ -131,16 +145,18 @@ def _examine(
     `verified`, is equal).
     """
     row = {"paths": tuple(paths), "class_name": type(module).__name__}
-    if fusion := fusion_of(module):
-        row |= {"adapter": fusion.adapter, "options": _options(module, fusion.plan)}
-        return GateReport(status=report.ALREADY_FUSED, **row), None
-    if isinstance(module, CBAM):
-        row |= {"adapter": "cbam_fused", "options": _options(module, module._plan)}
+    if _is_fused(module):
+        fusion = fusion_of(module)
+        name, plan = (fusion.adapter, fusion.plan) if fusion else ("cbam_fused", module._plan)
+        row |= {"adapter": name, "options": _options(module, plan), "reason": _remark(module, plan)}
         return GateReport(status=report.ALREADY_FUSED, **row), None
     if filter_fn is not None and not any(filter_fn(module, path) for path in paths):
         return GateReport(status=report.FILTERED, **row), None
     if adapter is None:
         reason = "no adapter knows this implementation"
+        if seen := layers_of_a_gate(module):
+            reason = f"it has {seen}, but {reason}; cbam_fused.register_adapter can teach it"
+            return GateReport(status=report.CANDIDATE, reason=reason, **row), None
         return GateReport(status=report.SKIPPED, reason=reason, **row), None
 
     row["adapter"] = adapter.name
@@ -157,9 +173,15 @@ def _examine(
             row |= {"compared": worst.compared, "error": worst.error, "bound": worst.bound}
     except NotFusableError as obstacle:
         return GateReport(status=report.SKIPPED, **row | {"reason": str(obstacle)}), None
-    if obstacle := collect(module, fusion.plan).reason:
-        row["reason"] = f"runs its inner modules as long as {obstacle}"
+    if remark := _remark(module, fusion.plan):
+        row["reason"] = remark
     return GateReport(status=report.FUSED, **row), cls
+
+
+def _remark(module: nn.Module, plan: Plan) -> str:
+    """What keeps a gate from being computed by the fused operation at present, "" if nothing."""
+    obstacle = collect(module, plan).reason
+    return f"runs its inner modules as long as {obstacle}" if obstacle else ""
 
 
 def _fusion(module: nn.Module, adapter: Adapter) -> Fusion:
@@ -170,6 +192,11 @@ def _fusion(module: nn.Module, adapter: Adapter) -> Fusion:
     if tuple(inspect.signature(base.forward).parameters) != ("self", "x"):
         raise NotFusableError(f"its forward takes {inspect.signature(base.forward)}, not (self, x)")
     spec = adapter.describe(module)
+    if not isinstance(spec, GateSpec):
+        raise TypeError(
+            f"fuse_: describe of the adapter {adapter.name} must return a GateSpec; got {spec!r}"
+        )
+    expect_layers(module, spec)
     expect_parameters(module)
     return Fusion(base, base.forward, adapter.name, make_plan(module, spec))
 
@@ -191,7 +218,7 @@ def _options(module: nn.Module, plan: Plan) -> dict[str, str | int]:
 
 
 def _raise_if_incomplete(result: FuseReport) -> None:
-    if result.skipped:
+    if result.skipped or result.candidates:
         raise RuntimeError(
             f"fuse_: strict, and gates cannot be fused; nothing was changed\n{result}"
         )

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 FUSED = "fused"
 ALREADY_FUSED = "already fused"
 SKIPPED = "skipped"
+CANDIDATE = "candidate"
 FILTERED = "filtered out"
 
 
@@ -15,12 +16,12 @@ class GateReport:
     Attributes:
         paths: the names of the module in the model; several where it is shared.
         class_name: its class.
-        status: "fused", "already fused", "skipped" or "filtered out".
+        status: "fused", "already fused", "skipped", "candidate" or "filtered out".
         adapter: the implementation it was recognised as, "" if none.
         options: what was found: pool, maps, ties, channels, hidden units, kernel size and norm.
         compared: the comparison that came closest to its bound, "" if none was made.
         error, bound: its largest error and what it may be at most.
-        reason: why it was skipped, or a remark.
+        reason: why it was skipped, what makes it a candidate, or a remark.
     """
 
     paths: tuple[str, ...]
@@ -52,7 +53,7 @@ class FuseReport:
     gates: tuple[GateReport, ...]
 
     def with_status(self, status: str) -> tuple[GateReport, ...]:
-        """The gates of one status: "fused", "already fused", "skipped" or "filtered out"."""
+        """The gates of one status, as in `GateReport`."""
         return tuple(gate for gate in self.gates if gate.status == status)
 
     @property
@@ -64,6 +65,11 @@ class FuseReport:
     def skipped(self) -> tuple[GateReport, ...]:
         """The gates that could not be fused, each with its reason."""
         return self.with_status(SKIPPED)
+
+    @property
+    def candidates(self) -> tuple[GateReport, ...]:
+        """Modules with the layers of a CBAM that no adapter knows."""
+        return self.with_status(CANDIDATE)
 
     @property
     def summary(self) -> str:
@@ -97,4 +103,4 @@ class FuseReport:
         return table
 
 
-_STATUSES = (FUSED, ALREADY_FUSED, SKIPPED, FILTERED)
+_STATUSES = (FUSED, ALREADY_FUSED, SKIPPED, CANDIDATE, FILTERED)

@@ -1,8 +1,10 @@
 """What an adapter may expect of a layer; what is not met is said, with the layer and the reason."""
 
+import sys
+
 from torch import nn
 
-from cbam_fused.plan import batch_norm_types
+from cbam_fused.plan import GateSpec, batch_norm_types
 
 
 class NotFusableError(Exception):
@@ -14,22 +16,45 @@ def name_of(module: object) -> str:
     return "nothing" if module is None else type(module).__name__
 
 
-def child(module: nn.Module, path: str) -> nn.Module:
-    """The module at `path` below `module`. Raises NotFusableError if there is none."""
+def find(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at `path` below `module`, or None."""
     found = module
     for name in path.split("."):
         found = found._modules.get(name)
         if found is None:
-            raise NotFusableError(f"there is no {path}")
+            return None
     return found
+
+
+def child(module: nn.Module, path: str) -> nn.Module:
+    """The module at `path` below `module`. Raises NotFusableError if there is none."""
+    found = find(module, path)
+    if found is None:
+        raise NotFusableError(f"there is no {path}")
+    return found
+
+
+def loaded_class(package: str, name: str) -> type | None:
+    """The class `name` of the module `package`, if that was imported: nothing is imported here."""
+    return getattr(sys.modules.get(package), name, None)
 
 
 def expect_class(module: nn.Module, path: str, *classes: type) -> nn.Module:
     """The child at `path`, which must be of exactly one of `classes`."""
     found = child(module, path)
     if type(found) not in classes:
-        raise NotFusableError(f"{path} is a {name_of(found)}, not a {classes[0].__name__}")
+        got, expected = name_of(found), classes[0].__name__
+        if got == expected:  # a quantised Linear is called Linear, too
+            got = f"{type(found).__module__}.{got}"
+        raise NotFusableError(f"{path} is a {got}, not a {expected}")
     return found
+
+
+def expect_loaded_class(module: nn.Module, path: str, package: str, name: str) -> None:
+    """The child at `path` is of the class `name` of `package`."""
+    found = child(module, path)
+    if type(found) is not loaded_class(package, name):
+        raise NotFusableError(f"{path} is a {name_of(found)}, not the {name} of {package}")
 
 
 def expect_children(module: nn.Module, path: str, *names: str) -> None:
@@ -46,24 +71,43 @@ def expect_children(module: nn.Module, path: str, *names: str) -> None:
         raise NotFusableError(f"{label} holds tensors of its own: {', '.join(tensors)}")
 
 
-def expect_linear(module: nn.Module, path: str) -> nn.Linear:
-    """A fully connected layer."""
-    return expect_class(module, path, nn.Linear)
+def expect_global_pool(module: nn.Module, path: str, *classes: type) -> None:
+    """A pooling over all of H*W, of one of `classes`."""
+    pool = expect_class(module, path, *classes)
+    if pool.output_size not in (1, (1, 1)):
+        raise NotFusableError(f"{path} pools to {pool.output_size}, not to 1 x 1")
 
 
-def expect_pointwise(module: nn.Module, path: str) -> nn.Conv2d:
-    """A plain 1x1 convolution: a fully connected layer for ``[N, C, 1, 1]``."""
+def expect_layers(module: nn.Module, spec: GateSpec) -> None:
+    """The layers that `spec` names exist and are plain ones that the fused gate can compute."""
+    for field in ("hidden_layer", "output_layer", "conv", "norm"):
+        path = getattr(spec, field)
+        if path is not None and find(module, path) is None:
+            raise NotFusableError(f"there is no {path}, which the adapter names as its {field}")
+    for path in (spec.hidden_layer, spec.output_layer):
+        if path is not None:
+            _expect_fully_connected(module, path)
+    if spec.conv is not None:
+        _expect_spatial_conv(module, spec.conv, maps=1 if spec.maps == "light" else 2)
+    if spec.norm is not None:
+        _expect_batch_norm(module, spec.norm)
+
+
+def _expect_fully_connected(module: nn.Module, path: str) -> None:
+    """A Linear, or a plain 1x1 convolution, which is one for ``[N, C, 1, 1]``."""
+    if not isinstance(child(module, path), nn.Conv2d):
+        expect_class(module, path, nn.Linear)
+        return
     conv = expect_class(module, path, nn.Conv2d)
     if (conv.kernel_size, conv.stride, conv.groups) != ((1, 1), (1, 1), 1) or _has_padding(conv):
         raise NotFusableError(f"{path} is not a plain 1x1 convolution: {conv}")
-    return conv
 
 
 def _has_padding(conv: nn.Conv2d) -> bool:
     return conv.padding not in ((0, 0), "same", "valid")
 
 
-def expect_spatial_conv(module: nn.Module, path: str, maps: int) -> nn.Conv2d:
+def _expect_spatial_conv(module: nn.Module, path: str, maps: int) -> None:
     """A convolution of `maps` pooled maps to one; odd kernel, zeros around to keep the size."""
     conv = expect_class(module, path, nn.Conv2d)
     k = conv.kernel_size[0]
@@ -74,10 +118,9 @@ def expect_spatial_conv(module: nn.Module, path: str, maps: int) -> nn.Conv2d:
         raise NotFusableError(
             f"{path} is not a k x k convolution, {maps} to 1, that keeps the size: {conv}"
         )
-    return conv
 
 
-def expect_batch_norm(module: nn.Module, path: str) -> nn.Module:
+def _expect_batch_norm(module: nn.Module, path: str) -> None:
     """A batch norm over one channel, with no activation or dropout behind it."""
     norm = child(module, path)
     if not batch_norm_types(norm):
@@ -87,7 +130,6 @@ def expect_batch_norm(module: nn.Module, path: str) -> nn.Module:
             raise NotFusableError(f"{path}.{name} is a {name_of(inner)}, not an Identity")
     if norm.num_features != 1:
         raise NotFusableError(f"{path} normalises {norm.num_features} channels, not 1")
-    return norm
 
 
 def expect_own_forward(module: nn.Module, path: str, cls: type) -> None:

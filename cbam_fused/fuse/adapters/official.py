@@ -26,9 +26,7 @@ def describe(module: nn.Module) -> GateSpec:
     layers.expect_class(module, "ChannelGate.mlp", nn.Sequential)
     layers.expect_children(module, "ChannelGate.mlp", "0", "1", "2", "3")
     layers.expect_children(module, "ChannelGate.mlp.0")
-    layers.expect_linear(module, "ChannelGate.mlp.1")
     layers.expect_class(module, "ChannelGate.mlp.2", nn.ReLU)
-    layers.expect_linear(module, "ChannelGate.mlp.3")
     pool = _pool(layers.child(module, "ChannelGate"))
     if no_spatial:
         return GateSpec(
@@ -39,9 +37,6 @@ def describe(module: nn.Module) -> GateSpec:
     layers.expect_children(module, "SpatialGate.compress")
     has_norm = "bn" in layers.child(module, "SpatialGate.spatial")._modules
     layers.expect_children(module, "SpatialGate.spatial", "conv", *(("bn",) if has_norm else ()))
-    layers.expect_spatial_conv(module, "SpatialGate.spatial.conv", maps=2)
-    if has_norm:
-        layers.expect_batch_norm(module, "SpatialGate.spatial.bn")
     return GateSpec(
         hidden_layer="ChannelGate.mlp.1",
         output_layer="ChannelGate.mlp.3",

@@ -3,22 +3,18 @@
 timm is never imported here: a model that contains its modules has imported it.
 """
 
-import sys
-
 from torch import nn
 
 from cbam_fused.fuse.adapters import layers
 from cbam_fused.fuse.adapters.base import Adapter
 from cbam_fused.plan import GateSpec
 
-
-def _timm(module: str, name: str) -> type | None:
-    return getattr(sys.modules.get(module), name, None)
+_PACKAGE = "timm.layers.cbam"
 
 
 def _class_of(module: nn.Module) -> type | None:
     for name in ("CbamModule", "LightCbamModule"):
-        cls = _timm("timm.layers.cbam", name)
+        cls = layers.loaded_class(_PACKAGE, name)
         if cls is not None and isinstance(module, cls):
             return cls
     return None
@@ -35,20 +31,16 @@ def describe(module: nn.Module) -> GateSpec:
     layers.expect_own_forward(module, "", cls)
     layers.expect_children(module, "", "channel", "spatial")
 
-    layers.expect_class(module, "channel", _timm("timm.layers.cbam", f"{prefix}ChannelAttn"))
+    layers.expect_loaded_class(module, "channel", _PACKAGE, f"{prefix}ChannelAttn")
     layers.expect_children(module, "channel", "fc1", "act", "fc2", "gate")
-    layers.expect_pointwise(module, "channel.fc1")
     layers.expect_class(module, "channel.act", nn.ReLU)
-    layers.expect_pointwise(module, "channel.fc2")
     if not light:  # the light one holds a gate and never calls it: it is always a sigmoid
         _expect_sigmoid(module, "channel.gate")
 
-    layers.expect_class(module, "spatial", _timm("timm.layers.cbam", f"{prefix}SpatialAttn"))
+    layers.expect_loaded_class(module, "spatial", _PACKAGE, f"{prefix}SpatialAttn")
     layers.expect_children(module, "spatial", "conv", "gate")
     layers.expect_children(module, "spatial.conv", "conv", "bn")
-    layers.expect_class(module, "spatial.conv", _timm("timm.layers.conv_bn_act", "ConvNormAct"))
-    layers.expect_spatial_conv(module, "spatial.conv.conv", maps=1 if light else 2)
-    layers.expect_batch_norm(module, "spatial.conv.bn")
+    layers.expect_loaded_class(module, "spatial.conv", "timm.layers.conv_bn_act", "ConvNormAct")
     _expect_sigmoid(module, "spatial.gate")
     return GateSpec(
         hidden_layer="channel.fc1",
@@ -62,7 +54,7 @@ def describe(module: nn.Module) -> GateSpec:
 
 
 def _expect_sigmoid(module: nn.Module, path: str) -> None:
-    classes = (nn.Sigmoid, _timm("timm.layers.activations", "Sigmoid"))
+    classes = (nn.Sigmoid, layers.loaded_class("timm.layers.activations", "Sigmoid"))
     layers.expect_class(module, path, *(cls for cls in classes if cls is not None))
 
 
