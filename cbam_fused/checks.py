@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cbam_fused.reference_gates import compute_dtype
 from cbam_fused.schemas import ACTIVATIONS, MAPS, POOL_TYPES, TIES
+from cbam_fused.synchronised import Group, is_group
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _CANONICAL_POOLS = {"light": "light"} | {
@@ -141,13 +142,17 @@ def remembered(
     return found
 
 
-def batch(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None) -> None:
+def batch(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, group: Group | None
+) -> None:
     """Checks what batch statistics need besides, where there is a convolution."""
+    if group is not None and not is_group(group):
+        _fail(TypeError, "process_group", "a torch.distributed.ProcessGroup or None", group)
     if not torch.compiler.is_compiling() and not torch.is_inference_mode_enabled():
         for argument, value in (("running_mean", running_mean), ("running_var", running_var)):
             if value is not None and value.is_inference():
                 _fail(ValueError, argument, "no inference tensor, as it is updated", value)
-    if x.shape[0] * x.shape[2] * x.shape[3] == 1:
+    if group is None and x.shape[0] * x.shape[2] * x.shape[3] == 1:
         _fail(ValueError, "x", "more than one pixel in the batch for batch_statistics", x)
 
 

@@ -10,6 +10,7 @@ from cbam_fused import backends, checks
 from cbam_fused.layout import dense
 from cbam_fused.ops import Cbam
 from cbam_fused.reference_gates import cast, compute_dtype
+from cbam_fused.synchronised import Group
 
 
 def cbam(
@@ -27,6 +28,7 @@ def cbam(
     *,
     residual: Tensor | None = None,
     batch_statistics: bool = False,
+    process_group: Group | None = None,
     momentum: float = 0.1,
     eps: float = 1e-5,
     pool: str = "avg+max",
@@ -58,6 +60,10 @@ def cbam(
         residual: as x in shape; added after the gate. ``residual=x`` gives ``x + gate(x)``.
         batch_statistics: normalise with the mean and variance over this batch, as a batch norm in
             training does.
+        process_group: with ``batch_statistics``: the batch is that of all processes of this
+            `torch.distributed.ProcessGroup`, as for a SyncBatchNorm; each must make the call, and
+            go through its backward pass. Parameters' gradients are those of this process's part.
+            None: the batch is this process's.
         momentum: weight of this batch in the running statistics.
         eps: added to the variance.
         pool: what is pooled over H*W: ``avg``, ``max``, ``lp`` (p = 2), ``lse`` joined by ``+``,
@@ -95,7 +101,7 @@ def cbam(
         batch_statistics = False
         affine = statistics = (None, None)
     elif batch_statistics:
-        checks.batch(x, running_mean, running_var)
+        checks.batch(x, running_mean, running_var, process_group)
 
     if not as_is:
         compute = compute_dtype(x.dtype)
@@ -114,6 +120,8 @@ def cbam(
         return backend.cbam_inference(
             x, *mlp, *conv, *affine, *statistics, eps, residual, pool, maps, activation
         )
+    if residual is x and torch.compiler.is_compiling():
+        residual = x.view_as(x)  # dynamo takes no tensor for two arguments
     return Cbam.apply(
         dense(x),
         *mlp,
@@ -129,4 +137,5 @@ def cbam(
         maps,
         ties,
         activation,
+        process_group,
     )

@@ -58,8 +58,8 @@ class CBAM(nn.Module):
 
     ``ChannelGate`` and ``SpatialGate`` hold the layers. A call does not run them: it takes their
     parameters to `cbam_fused.cbam`. It does run them where it must: while an inner module has
-    hooks, is parametrised, or was replaced or reconfigured, while hooks on all modules are
-    registered, or while the norm is a SyncBatchNorm that trains in several processes.
+    hooks, is parametrised, or was replaced or reconfigured, or while hooks on all modules are
+    registered. A SyncBatchNorm in the place of the norm is synchronised as ever.
 
     Args:
         gate_channels: C, the channels of x.

@@ -10,7 +10,7 @@ import contextlib
 import torch
 from torch.autograd.graph import increment_version
 
-from cbam_fused import library, reference, triton_backend
+from cbam_fused import library, reference, synchronised, triton_backend
 from cbam_fused.backends import Backend
 from cbam_fused.layout import dense
 from cbam_fused.reference_gates import compute_dtype
@@ -158,8 +158,9 @@ class _FirstDerivativeOnly(torch.autograd.Function):
 class Cbam(torch.autograd.Function):
     """The whole gate: forward = attend, apply; backward = backward_reduce, backward_input.
 
-    With batch statistics the running ones, if given, are updated in place. Saves x, y where an
-    activation follows, and maps of at most N*H*W or N*C values.
+    With batch statistics the running ones, if given, are updated in place; with a process group
+    the batch is that of all its processes. Saves x, y where an activation follows, and maps of at
+    most N*H*W or N*C values.
     """
 
     @staticmethod
@@ -185,8 +186,12 @@ class Cbam(torch.autograd.Function):
         maps: str,
         ties: str,
         activation: str,
+        group: synchronised.Group | None,
     ):
-        updated = (running_mean, running_var) if batch_statistics else (None, None)
+        if not batch_statistics:
+            group = None
+        local = batch_statistics and group is None
+        updated = (running_mean, running_var) if local else (None, None)
         attended = backend.cbam_attend(
             x,
             mlp_weight1,
@@ -205,6 +210,13 @@ class Cbam(torch.autograd.Function):
         if updated[0] is not None and not torch.compiler.is_compiling():
             increment_version(updated)  # so that an older graph that saved them notices
         channel_gate, *kept, logits, norm_mean, norm_var = attended
+        share = None  # of the values of all processes, those that are this one's
+        if group is not None:
+            count = logits.numel()
+            norm_mean, norm_var, total = synchronised.merge(norm_mean, norm_var, count, group)
+            running = (running_mean, running_var)
+            synchronised.update_running(*running, norm_mean, norm_var, total, momentum)
+            share = (count / total.clamp(min=1)).to(norm_mean.dtype)
         if conv_weight is None:
             logits = None
         if not batch_statistics:
@@ -215,9 +227,10 @@ class Cbam(torch.autograd.Function):
         # Biases only tie the gradients to all that they depend on (see _FirstDerivativeOnly).
         ctx.save_for_backward(
             *(x, y if activation != "none" else None, channel_gate, *kept, logits, *norm),
-            *(mlp_weight1, mlp_weight2, conv_weight, mlp_bias1, mlp_bias2, conv_bias),
+            *(mlp_weight1, mlp_weight2, conv_weight, mlp_bias1, mlp_bias2, conv_bias, share),
         )
         ctx.backend, ctx.batch_statistics, ctx.eps = backend, batch_statistics, eps
+        ctx.group = group
         ctx.pool, ctx.maps, ctx.ties, ctx.activation = pool, maps, ties, activation
         return y
 
@@ -231,6 +244,9 @@ class Cbam(torch.autograd.Function):
                 grad, x, y, channel_gate, logits, *norm, ctx.eps, ctx.activation
             )
             residual_grad = masked_grad if ctx.activation != "none" else grad
+            all_sums = norm_sums
+            if ctx.group is not None:  # divided by the count of this process they are the means
+                all_sums = synchronised.add(norm_sums, ctx.group) * saved[-1]
             x_grad, *mlp_grads, conv_weight_grad, conv_bias_grad = ctx.backend.cbam_backward_input(
                 residual_grad,
                 x,
@@ -239,7 +255,7 @@ class Cbam(torch.autograd.Function):
                 logits,
                 channel_sums,
                 None if logits is None else norm_grad,
-                norm_sums if ctx.batch_statistics else None,
+                all_sums if ctx.batch_statistics else None,
                 x.shape[0] * x.shape[2] * x.shape[3],
                 mlp_weight1,
                 mlp_weight2,
@@ -259,4 +275,4 @@ class Cbam(torch.autograd.Function):
             )
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grads = _FirstDerivativeOnly.apply(len(grads), *grads, grad, *saved)
-        return *grads, *(None,) * 8
+        return *grads, *(None,) * 9

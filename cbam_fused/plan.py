@@ -3,8 +3,8 @@
 A `GateSpec` names the layers of a gate by their paths. `make_plan` compiles it, with the module at
 hand, into a table of every inner module; `collect` walks that table at each call and gathers the
 arguments of `cbam_fused.cbam`. It finds what would make the fused result differ from running the
-inner modules (a hook, a parametrised, replaced or reconfigured layer, a synchronised norm) and says
-so; the caller then runs the inner modules instead.
+inner modules (a hook, a parametrised, replaced or reconfigured layer) and says so; the caller then
+runs the inner modules instead.
 """
 
 import sys
@@ -21,6 +21,7 @@ from cbam_fused.functional import cbam
 from cbam_fused.reference import Norm
 from cbam_fused.reference_gates import autocasts
 from cbam_fused.schemas import POOL_TYPES
+from cbam_fused.synchronised import Group, group_of
 
 torch.fx.wrap("cbam")
 
@@ -117,12 +118,14 @@ class Collected(NamedTuple):
         norm: the rest of the tensors, and what the norm does.
         counter: the norm's ``num_batches_tracked``, to be incremented once the call has succeeded,
             if it trains.
+        group: of the processes over which the norm is synchronised, if it is.
         reason: why the inner modules must run.
     """
 
     tensors: tuple[Tensor | None, ...] | None
     norm: Norm = Norm()
     counter: Tensor | None = None
+    group: Group | None = None
     reason: str = ""
 
 
@@ -218,7 +221,7 @@ def call_fused(module: nn.Module, plan: Plan, x: Tensor, **epilogue: Any) -> Ten
     Args:
         epilogue: ``residual`` and ``activation`` of `cbam_fused.cbam`.
     """
-    tensors, norm, counter, _reason = collect(module, plan)
+    tensors, norm, counter, group, _reason = collect(module, plan)
     if tensors is None:
         return None
     weight, bias, running_mean, running_var, batch_statistics, momentum, eps = norm
@@ -232,6 +235,7 @@ def call_fused(module: nn.Module, plan: Plan, x: Tensor, **epilogue: Any) -> Ten
         running_mean,
         running_var,
         batch_statistics=batch_statistics,
+        process_group=group,
         momentum=momentum,
         eps=eps,
         pool=plan.pool,
@@ -298,9 +302,9 @@ def collect(module: nn.Module, plan: Plan) -> Collected:
         return Collected(tuple(tensors))
     parent, name, path = plan.inner[plan.norm - 1][:3]
     layer = states[parent]["_modules"][name]
-    if obstacle := _norm_obstacle(layer):
-        return _refuse(f"{path} {obstacle}")
-    return Collected(tuple(tensors), *read_norm(layer))
+    if "weight" not in layer._parameters or "running_mean" not in layer._buffers:
+        return _refuse(f"{path} has no plain weight and running_mean")
+    return Collected(tuple(tensors), *read_norm(layer), group_of(layer))
 
 
 def _refuse(reason: str) -> Collected:
@@ -311,18 +315,6 @@ def _replaced(path: str, child: nn.Module | None, cls: type) -> str:
     if type(child) is cls:
         return f"the forward of {path}'s class, {cls.__name__}, was replaced"
     return f"{path} is a {type(child).__name__}, it was a {cls.__name__}"
-
-
-def _norm_obstacle(norm: nn.Module) -> str:
-    if "weight" not in norm._parameters or "running_mean" not in norm._buffers:
-        return "has no plain weight and running_mean"
-    synchronised = (
-        norm.training
-        and isinstance(norm, nn.SyncBatchNorm)
-        and torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-    )
-    return "is synchronised over processes" if synchronised else ""
 
 
 def read_norm(norm: nn.Module) -> tuple[Norm, Tensor | None]:

@@ -117,6 +117,22 @@ def test_one_graph_for_all_sizes(with_fused, layout, training):
             assert torch.equal(compiled(x), block(x))
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_x_is_its_own_residual(with_fused, training):
+    gate = BY_NAME["plain"].gate()
+    x = gate.x.requires_grad_(training)
+
+    def function(x):
+        options = {"residual": x, "batch_statistics": training}
+        return cbam_fused.cbam(x, *gate.mlp, *gate.conv, **options)
+
+    expected, y = function(x), torch.compile(function, backend="aot_eager", fullgraph=True)(x)
+    assert torch.equal(y, expected)
+    if training:
+        (grad,), (expected_grad,) = (torch.autograd.grad(v.sum(), x) for v in (y, expected))
+        assert torch.equal(grad, expected_grad)
+
+
 def test_inductor(with_fused):
     gate = BY_NAME["residual_relu"].gate()
     eager, compiled = Block(gate), Block(gate)

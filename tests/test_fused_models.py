@@ -226,21 +226,6 @@ def test_a_layer_appended_to_the_mlp_is_used():
     assert not torch.allclose(gate(x), plain)
 
 
-def test_synchronised_norm_is_left_to_itself(monkeypatch):
-    gate = official.CBAM(32)
-    fuse_(gate)
-    gate = nn.SyncBatchNorm.convert_sync_batchnorm(gate)
-    own = copy.deepcopy(gate)
-    unfuse_(own)
-    x = torch.randn(2, 32, 5, 5)
-    monkeypatch.setattr("cbam_fused.plan.cbam", None)
-    with pytest.raises(TypeError):
-        gate(x)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda self, z: z)
-    assert torch.equal(gate(x), own(x))
-
-
 def test_timm_conversion_to_synchronised_norms_and_back_into_eval():
     model = timm.layers.convert_sync_batchnorm(small_net(CbamModule(32)))
     assert fuse_(model, strict=True).fused

@@ -34,9 +34,10 @@ def fuse_(
     and left alone. A gate keeps its parameters, buffers, hooks, names, state_dict and repr, and
     `isinstance` still holds: only its class becomes a subclass whose forward is `cbam_fused.cbam`.
     The gate runs its inner modules as before while one of them has a hook, is parametrised, or was
-    replaced or reconfigured, while hooks on all modules are registered, and while its batch norm is
-    synchronised over processes. Under autocast the result is in the autocast dtype, either way,
-    unless x is float64. torch.jit.script of a fused model is not supported.
+    replaced or reconfigured, and while hooks on all modules are registered. A batch norm that was
+    converted to a SyncBatchNorm is synchronised as ever. Under autocast the result is in the
+    autocast dtype, either way, unless x is float64. torch.jit.script of a fused model is not
+    supported.
 
     Args:
         model: any module; it may itself be a gate.

@@ -216,7 +216,8 @@ def _random_state(device: torch.device) -> Tensor:
 def replica(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A copy of `module` with tensors of its own (floating ones in `dtype`, if given) and no hooks.
 
-    Every parameter of the copy is to be trained. Other attributes are shared, containers among
+    Every parameter of the copy is to be trained. A synchronised norm becomes one of this process
+    alone, as the comparison is. Other attributes are shared, containers among
     them are copied.
     """
     copies: dict[int, nn.Module] = {}
@@ -228,7 +229,9 @@ def replica(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     def copy_module(original: nn.Module) -> nn.Module:
         if id(original) in copies:
             return copies[id(original)]
-        made = copies[id(original)] = original.__class__.__new__(original.__class__)
+        synchronised = isinstance(original, nn.SyncBatchNorm)
+        cls = nn.BatchNorm2d if synchronised else original.__class__
+        made = copies[id(original)] = cls.__new__(cls)
         made.__dict__ = {
             name: value.copy() if isinstance(value, (list, dict, set)) else value
             for name, value in original.__dict__.items()
