@@ -217,8 +217,7 @@ def replica(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A copy of `module` with tensors of its own (floating ones in `dtype`, if given) and no hooks.
 
     Every parameter of the copy is to be trained. A synchronised norm becomes one of this process
-    alone, as the comparison is. Other attributes are shared, containers among
-    them are copied.
+    alone, as the comparison is. Other attributes are shared, containers among them are copied.
     """
     copies: dict[int, nn.Module] = {}
 
