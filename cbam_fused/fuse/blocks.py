@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from cbam_fused.fuse.adapters import NotFusableError
 from cbam_fused.fuse.adapters.layers import expect_own_signature
 from cbam_fused.fuse.swap import Fusion, subclass
-from cbam_fused.fuse.tail import drops, find_tail, replace_tail, tail_graph
+from cbam_fused.fuse.tail import (
+    drops,
+    find_tail,
+    is_pure,
+    leading_layers,
+    replace_tail,
+    tail_graph,
+)
 from cbam_fused.fuse.trace import compiled, trace
 from cbam_fused.modules import CBAM
 from cbam_fused.plan import (
@@ -38,7 +45,7 @@ class BlockFusion(NamedTuple):
     Attributes:
         base: the class that it replaces.
         methods, absent, settings: what was traced depends on, see `trace.Trace`.
-        inner: the block's children, and theirs where they are in a Sequential.
+        inner: the block's children, and the first layers of those that are a Sequential.
         gate: the gate's name.
         dropped: the names of the drop paths between gate and addition.
         activation: ``relu`` or ``none``.
@@ -62,12 +69,12 @@ class BlockFusion(NamedTuple):
         """What is fused behind the gate, for the report."""
         return "add" if self.activation == "none" else f"add + {self.activation}"
 
-    def with_gate_class(self, cls: type[nn.Module]) -> "BlockFusion":
-        """The same, but for a gate of class `cls`."""
-        rows = (
-            row._replace(cls=cls, forward=cls.forward) if row.path == self.gate else row
-            for row in self.inner
-        )
+    def with_class(self, name: str, cls: type[nn.Module]) -> "BlockFusion":
+        """The same, but for a child `name` of class `cls`, if that is fused or unfused by it."""
+        rows = list(self.inner)
+        for place, row in enumerate(rows):
+            if row.path == name and (issubclass(cls, row.cls) or issubclass(row.cls, cls)):
+                rows[place] = row._replace(cls=cls, forward=cls.forward)
         return self._replace(inner=tuple(rows))
 
 
@@ -108,9 +115,9 @@ def _inner(block: nn.Module, classes: dict[str, type], bypassed: set[str]) -> It
     for name, child in block._modules.items():
         place += 1
         yield _row(0, name, name, classes.get(name, type(child)), child, name in bypassed)
-        if isinstance(child, nn.Sequential):
+        if is_pure(child):
             parent = place
-            for number, layer in child._modules.items():
+            for number, layer in leading_layers(child).items():
                 place += 1
                 yield _row(parent, number, f"{name}.{number}", type(layer), layer, False)
 

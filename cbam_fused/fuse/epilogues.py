@@ -13,6 +13,7 @@ from cbam_fused.fuse.blocks import (
     gate_fusion,
     tail_of,
 )
+from cbam_fused.fuse.swap import is_swapped_again
 from cbam_fused.fuse.verify import Epilogue, verify
 
 
@@ -49,7 +50,7 @@ class Epilogues:
                 obstacles[str(obstacle)] = None
                 continue
             fused[found.epilogue] = None
-            now = found.with_gate_class(type(gate))
+            now = found.with_class(name, type(gate))
             if remark := changed(block, now) or acting(block, now):
                 obstacles[f"but not while {remark}"] = None
         return {"epilogue": ", ".join(fused), "alone": "; ".join(obstacles)}
@@ -57,13 +58,17 @@ class Epilogues:
     def _fusion(self, block: nn.Module, name: str, gate: nn.Module, cls: type) -> BlockFusion:
         """How `block` is, or will be, fused. Raises NotFusableError if it cannot be."""
         taken = {id(swapped): new._cbam_block for swapped, new in self.swaps}
-        fusion = block_fusion_of(block) or taken.get(id(block))
-        if fusion is None:
+        known = taken.get(id(block)) or block_fusion_of(block)
+        if known is None:
             fusion = describe(block, name, gate, cls)
-            known = fusion in taken.values() or next(gate.parameters()).is_meta
-            if self._verified and not known:
+            meta = next(gate.parameters()).is_meta
+            if self._verified and not meta and fusion not in taken.values():
                 epilogue = Epilogue(tail_of(fusion), fusion.activation)
                 verify(gate, gate_fusion(gate, cls), epilogue)
+        else:
+            fusion = known.with_class(name, cls)
+        fixed = block_fusion_of(block) is not None and is_swapped_again(block)
+        if fusion != known and not fixed:
             self.swaps.append((block, block_class(fusion)))
         if fusion.gate != name:
             raise NotFusableError(f"its block is fused behind {fusion.gate}")

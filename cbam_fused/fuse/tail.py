@@ -73,8 +73,11 @@ def find_tail(graph: fx.Graph, block: nn.Module, name: str) -> Tail:
 def tail_graph(tail: Tail) -> fx.Graph:
     """The tail by itself, a function of x and the shortcut."""
     graph = fx.Graph()
-    copies = {tail.x: graph.placeholder("x"), tail.shortcut: graph.placeholder("shortcut")}
+    copies = {tail.x: graph.placeholder("x")}
+    shortcut = graph.placeholder("shortcut")
     for node in tail.nodes:
+        if node is tail.addition:
+            copies[tail.shortcut] = shortcut  # which may be x
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[tail.nodes[-1]])
     return graph
@@ -174,11 +177,25 @@ def _may_share_memory(x: fx.Node, block: nn.Module, tail: Tail) -> set[fx.Node]:
 
 
 def _is_pure(node: fx.Node, block: nn.Module) -> bool:
-    """Whether a node certainly leaves its input alone and returns memory of its own."""
     if node.op == "call_function":
         return node.target in _PURE_FUNCTIONS and not node.kwargs
-    layer = _module(node, block)
-    if layer is not None and type(layer).forward is nn.Sequential.forward:
-        layers = (inner for inner in layer if type(inner) is not nn.Identity)
-        layer = next(layers, None)
-    return type(layer) in (nn.Conv2d, nn.AvgPool2d) or batch_norm_types(layer) != ()
+    return is_pure(_module(node, block))
+
+
+def is_pure(module: nn.Module | None) -> bool:
+    """Whether a module certainly leaves its input alone and returns memory of its own; a Sequential
+    does if one of its `leading_layers` does.
+    """
+    layers = (module, *leading_layers(module).values())
+    return any(type(x) in (nn.Conv2d, nn.AvgPool2d) or batch_norm_types(x) for x in layers)
+
+
+def leading_layers(module: nn.Module | None) -> dict[str, nn.Module]:
+    """The layers of a Sequential, by name, to the first that is no Identity; {} for others."""
+    layers: dict[str, nn.Module] = {}
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        for name, layer in module._modules.items():
+            layers[name] = layer
+            if type(layer) is not nn.Identity:
+                break
+    return layers
