@@ -1,15 +1,18 @@
 """Residual blocks around a gate: those whose epilogue can be fused, and those that only look so."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy
 import torch
 from timm.layers import DropPath
 from timm.layers.cbam import CbamModule
 from timm.models.resnet import BasicBlock
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import cbam_fused
 from tests import official
@@ -203,8 +206,21 @@ def _trains_otherwise(self, x):
     return self.relu(y + x) if self.training else self.relu(y)
 
 
-def _drops_by_chance(self, x):
-    return self.relu(self.gate(x) + x) if torch.rand(1) < 2 else x
+def _drops_by_chance(draw):
+    return lambda self, x: self.relu(self.gate(x) + x) if draw() < 2 else x
+
+
+def _checkpoints(self, x):
+    z = checkpoint(self.conv, x, use_reentrant=False)
+    return self.relu(self.gate(z) + x)
+
+
+def _without_a_parameter(self, x):
+    return self.relu(self.gate(x) + x) if self.scale is None else x
+
+
+def _without_a_bias(self, x):
+    return self.relu(self.gate(x) + x) if self.conv.bias is None else x
 
 
 def _reads_a_child(self, x):
@@ -217,6 +233,12 @@ def _reads_a_dict(self, x):
 
 def _another_argument(self, x, add=True):
     return self.relu(self.gate(x) + x) if add else x
+
+
+def scaleless_block():
+    made = block(_without_a_parameter)()
+    made.register_parameter("scale", None)
+    return made
 
 
 UNFUSABLE = [
@@ -254,13 +276,18 @@ UNFUSABLE = [
         block(_changed_by_way_of_a_view, other=lambda: nn.ReLU(inplace=True)),
         "other, a ReLU, runs before",
     ),
-    Unfusable("no_grad", block(_without_gradients), "block: its forward switches autocast or gra"),
-    Unfusable("no_autocast", block(_without_autocast), "its forward switches autocast or gradient"),
+    Unfusable("no_grad", block(_without_gradients), "block: its forward switches autocast, grad"),
+    Unfusable("no_autocast", block(_without_autocast), "its forward switches autocast, gradients"),
     Unfusable("remembers", block(_remembers), "its forward sets last$"),
     Unfusable("sets_in_child", block(_counts_in_a_child), r"its forward sets conv\.calls$"),
     Unfusable("branches", block(_branches_on_x), "torch.fx cannot trace it: TraceError: symbolic"),
     Unfusable("trains_otherwise", block(_trains_otherwise), "another in training than in eval"),
-    Unfusable("chance", block(_drops_by_chance), "its forward draws random numbers"),
+    Unfusable("chance", block(_drops_by_chance(lambda: torch.rand(1))), "draws random numbers$"),
+    Unfusable("chance_python", block(_drops_by_chance(random.random)), "draws random numbers$"),
+    Unfusable("chance_numpy", block(_drops_by_chance(numpy.random.rand)), "draws random numbers$"),
+    Unfusable("checkpoints", block(_checkpoints), "autocast, gradients or checkpointing$"),
+    Unfusable("no_parameter", scaleless_block, "its forward reads scale, which is no tensor$"),
+    Unfusable("no_bias", block(_without_a_bias), r"its forward reads conv\.bias$"),
     Unfusable("reads_a_child", block(_reads_a_child), r"its forward reads conv\.stride$"),
     Unfusable(
         "reads_a_dict",

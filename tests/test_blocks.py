@@ -5,6 +5,7 @@ import copy
 import io
 import random
 import re
+import threading
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from cbam_fused.testing import check_close
 from tests import official
 from tests.blocks import FUSABLE, UNFUSABLE, Block, C, Unit, block, timm_block
 from tests.gates import resnet, train_step
+from tests.lookalikes import LOOKALIKES
 
 SHAPE = (2, C, 5, 6)
 
@@ -216,6 +218,32 @@ def test_a_tail_that_computes_something_else_is_not_fused(monkeypatch):
     assert row.alone.startswith("its own forward computes something else: the output")
 
 
+def test_what_goes_wrong_in_tracing_is_a_reason(monkeypatch):
+    def fail(*_):
+        raise LookupError("no such thing")
+
+    monkeypatch.setattr("cbam_fused.fuse.blocks.find_tail", fail)
+    assert fuse_(Block()).fused[0].alone == "its block: LookupError: no such thing"
+
+
+def test_a_strict_refusal_leaves_blocks_as_they_were():
+    model = nn.ModuleList([Block(), LOOKALIKES[0].make()])
+    with pytest.raises(RuntimeError, match="nothing was changed"):
+        fuse_(model, strict=True)
+    assert type(model[0]) is Block
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+def test_a_default_device_does_not_matter(device):
+    module = Block()
+    torch.set_default_device(device)
+    try:
+        row = fuse_(module).fused[0]
+    finally:
+        torch.set_default_device(None)
+    assert (row.epilogue, row.alone) == ("add + relu", "")
+
+
 def test_epilogues_in_the_report():
     report = fuse_(nn.ModuleList([Block(), official.CBAM(C)]))
     lines = str(report).splitlines()
@@ -371,9 +399,14 @@ def test_what_the_forward_read_is_compared(change, monkeypatch):
     assert torch.equal(module(x), base.forward(module, x))
 
 
-@pytest.mark.parametrize("cls", [Block, nn.ReLU, nn.Conv2d, official.CBAM])
+class Derived(Block):
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("cls", [Derived, Block, nn.ReLU, nn.Conv2d, official.CBAM])
 def test_a_forward_replaced_on_a_class_is_used(cls, monkeypatch):
-    module, calls = Block(), []
+    module, calls = Derived(), []
     fuse_(module)
     own = cls.forward
     monkeypatch.setattr(cls, "forward", lambda self, x: calls.append(1) or own(self, x))
@@ -452,6 +485,21 @@ def save_and_load(model):
     return torch.load(file, weights_only=False)
 
 
+@pytest.fixture
+def another_process(monkeypatch):
+    """What is loaded comes from a process of which this one knows nothing."""
+    monkeypatch.setattr("cbam_fused.fuse.blocks._classes", {})
+
+
+def test_a_copy_in_this_process_is_not_traced_again(monkeypatch):
+    module = Block()
+    fuse_(module)
+    module.relu = nn.Tanh()
+    monkeypatch.setattr("cbam_fused.fuse.blocks.trace", None)
+    assert type(copy.deepcopy(module)) is type(save_and_load(module)) is type(module)
+
+
+@pytest.mark.usefixtures("another_process")
 @pytest.mark.parametrize("rebuild", [copy.deepcopy, copy.copy, save_and_load])
 @pytest.mark.parametrize("make", [Block, Unit, timm_block])
 def test_copies_stay_fused(rebuild, make):
@@ -468,6 +516,7 @@ def test_copies_stay_fused(rebuild, make):
     assert type(made) is base
 
 
+@pytest.mark.usefixtures("another_process")
 def test_a_copy_that_cannot_be_traced_is_the_original_class():
     module = Block()
     fuse_(module)
@@ -521,6 +570,23 @@ def test_compile(make, training):
     assert calls == [(True, "relu")]
     for name, result in actual.items():
         torch.testing.assert_close(result, expected[name.replace("_orig_mod.", "")], msg=name)
+
+
+def test_other_threads_run_while_a_block_is_traced(monkeypatch):
+    module, other, x = Block(), Unit().eval(), torch.randn(SHAPE)
+    expected, results = other(x), []
+
+    def main(self, x):
+        thread = threading.Thread(target=lambda: results.append(other(torch.ones_like(y) * y)))
+        thread.start()
+        thread.join()
+        return self.norm(self.conv(x))
+
+    y = x
+    monkeypatch.setattr(Block, "main", main)
+    assert fuse_(module).fused[0].epilogue == "add + relu"
+    assert len(results) == 2
+    assert all(torch.equal(result, expected) for result in results)
 
 
 def test_fx_tracing():

@@ -8,6 +8,7 @@ drop path acts in between, its own forward runs, or the tail as it was, with the
 
 import contextlib
 import functools
+import uuid
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -45,7 +46,8 @@ class BlockFusion(NamedTuple):
     Attributes:
         base: the class that it replaces.
         methods, absent, settings: what was traced depends on, see `trace.Trace`.
-        inner: the block's children, and the first layers of those that are a Sequential.
+        children: how many children the block has.
+        inner: these children, and the first layers of those that are a Sequential.
         gate: the gate's name.
         dropped: the names of the drop paths between gate and addition.
         activation: ``relu`` or ``none``.
@@ -54,9 +56,10 @@ class BlockFusion(NamedTuple):
     """
 
     base: type[nn.Module]
-    methods: tuple[tuple[str, Callable], ...]
+    methods: tuple[tuple[type, str, Callable], ...]
     absent: tuple[str, ...]
     settings: tuple[Setting, ...]
+    children: int
     inner: tuple[InnerModule, ...]
     gate: str
     dropped: tuple[str, ...]
@@ -94,6 +97,15 @@ def describe(
     if gate_fusion(gate, gate_class) is None:
         raise NotFusableError(f"{name} is no fused gate")
     try:
+        return _describe(block, name, gate_class)
+    except NotFusableError:
+        raise
+    except Exception as error:
+        raise NotFusableError(f"its block: {type(error).__name__}: {error}") from error
+
+
+def _describe(block: nn.Module, name: str, gate_class: type[nn.Module]) -> BlockFusion:
+    try:
         expect_own_signature(block)
         graph, settings, absent, methods = trace(block)
     except NotFusableError as obstacle:
@@ -105,7 +117,7 @@ def describe(
     activation = "none" if tail.relu is None else "relu"
     replace_tail(graph, tail, "_cbam_tail")
     inner = tuple(_inner(block, {name: gate_class}, bypassed))
-    fixed = (methods, absent, settings, inner)
+    fixed = (methods, absent, settings, len(block._modules), inner)
     return BlockFusion(type(block), *fixed, name, dropped, activation, compiled(graph), own_tail)
 
 
@@ -131,15 +143,14 @@ def _row(parent, name, path, cls: type, module: nn.Module | None, bypassed: bool
 def changed(block: nn.Module, fusion: BlockFusion) -> str:
     """What of a block is not as it was traced, or has hooks that would not run; "" if nothing."""
     state = block.__dict__
-    for name, method in fusion.methods:
-        if getattr(fusion.base, name) is not method:
-            return f"the {name} of its class was replaced"
+    for cls, name, method in fusion.methods:
+        if getattr(cls, name) is not method:
+            return f"the {name} of its class, {cls.__name__}, was replaced"
     for name in fusion.absent:
         if name in state or name in state["_parameters"] or name in state["_buffers"]:
             return f"it has {name}, which it had not"
-    children = len([row for row in fusion.inner if row.parent == 0])
-    if len(state["_modules"]) != children:
-        return f"it has {len(state['_modules'])} children, it had {children}"
+    if len(state["_modules"]) != fusion.children:
+        return f"it has {len(state['_modules'])} children, it had {fusion.children}"
     _, reason = inner_states(block, fusion.inner, fusion.settings)
     return reason
 
@@ -194,10 +205,14 @@ def _is_like(shortcut: Tensor, x: Tensor) -> bool:
     )
 
 
+_classes: dict[str, type[nn.Module]] = {}  # of this process, by a name that no other one has
+
+
 @functools.cache
 def block_class(fusion: BlockFusion) -> type[nn.Module]:
     """The subclass of ``fusion.base`` with the fused tail; one for equal fusions."""
     base = fusion.base
+    token = uuid.uuid4().hex
 
     def forward(self, x: Tensor) -> Tensor:
         if changed(self, fusion):
@@ -209,20 +224,25 @@ def block_class(fusion: BlockFusion) -> type[nn.Module]:
         return fusion.tail(self, x, shortcut) if y is None else y
 
     def rebuilt(build: Callable, arguments: tuple) -> tuple:
-        return _rebuild, (base, fusion.gate, build, arguments)
+        return _rebuild, (token, base, fusion.gate, build, arguments)
 
-    return subclass(base, rebuilt, forward=forward, _cbam_tail=tail, _cbam_block=fusion)
+    cls = subclass(base, rebuilt, forward=forward, _cbam_tail=tail, _cbam_block=fusion)
+    return _classes.setdefault(token, cls)
 
 
-def _rebuild(base: type[nn.Module], gate: str, build: Callable, arguments: tuple) -> nn.Module:
-    """An unpickled block or a copy, whose class is set once it has its children."""
+def _rebuild(
+    token: str, base: type[nn.Module], gate: str, build: Callable, arguments: tuple
+) -> nn.Module:
+    """A copy of a block, of the same class; in another process traced again once it is complete."""
     module = build(*arguments)
-    module.__class__ = _loading_class(base, gate)
+    module.__class__ = _classes.get(token) or _loading_class(base, gate)
     return module
 
 
 @functools.cache
 def _loading_class(base: type[nn.Module], gate: str) -> type[nn.Module]:
+    """A class that becomes `base`, or the fused one, when the state is set."""
+
     def set_state(self, state: dict) -> None:
         self.__class__ = base
         self.__setstate__(state)

@@ -11,6 +11,8 @@ import contextlib
 import functools
 import operator
 import random
+import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -32,13 +34,13 @@ class Trace(NamedTuple):
         graph: with a ``call_module`` node for every call of a child.
         settings: the attributes of the instance that it reads.
         absent: attributes it reads that the instance has not: its class may have them.
-        methods: those of the class that it calls, and ``forward``.
+        methods: those that it calls, with their class, and the ``forward`` of each class it is of.
     """
 
     graph: fx.Graph
     settings: tuple[Setting, ...]
     absent: tuple[str, ...]
-    methods: tuple[tuple[str, Callable], ...]
+    methods: tuple[tuple[type, str, Callable], ...]
 
 
 def trace(block: nn.Module) -> Trace:
@@ -110,7 +112,7 @@ def _twin(
     def read(self, attribute: str) -> object:
         if attribute not in EVERY_MODULE and not hasattr(nn.Module, attribute):
             state = object.__getattribute__(self, "__dict__")
-            if not name or attribute in state:
+            if not name or attribute in state or _is_no_tensor(state, attribute):
                 on_read(attribute)
         return cls.__getattribute__(self, attribute)
 
@@ -123,11 +125,22 @@ def _twin(
     return twin
 
 
+def _is_no_tensor(state: dict[str, Any], name: str) -> bool:
+    """Whether a module has a place for a parameter or buffer `name`, and None is in it."""
+    return any(
+        name in state[kind] and state[kind][name] is None for kind in ("_parameters", "_buffers")
+    )
+
+
 def _dependencies(block: nn.Module, names: dict[str, None]) -> tuple[tuple, tuple, tuple]:
     """The settings, absent attributes and methods among the attributes read."""
     cls, state = type(block), block.__dict__
-    settings, absent, methods = [], [], [("forward", cls.forward)]
+    bases = (base for base in cls.__mro__ if "forward" in vars(base) and base is not nn.Module)
+    methods = [(base, "forward", base.forward) for base in bases]
+    settings, absent = [], []
     for name in names:
+        if _is_no_tensor(state, name):
+            raise NotFusableError(f"its forward reads {name}, which is no tensor")
         if name in state:
             value = state[name]
             if not is_plain(value) and not isinstance(value, _COMPARED):
@@ -136,7 +149,7 @@ def _dependencies(block: nn.Module, names: dict[str, None]) -> tuple[tuple, tupl
         elif not any(name in state[kind] for kind in ("_modules", "_parameters", "_buffers")):
             absent.append(name)
             if isinstance(getattr(cls, name, None), types.FunctionType):
-                methods.append((name, getattr(cls, name)))
+                methods.append((cls, name, getattr(cls, name)))
     return tuple(settings), tuple(absent), tuple(methods)
 
 
@@ -175,6 +188,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._names = names
         self._modes = _modes()
+        self._thread = threading.get_ident()
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         return True
@@ -184,12 +198,22 @@ class _Tracer(fx.Tracer):
             raise NotFusableError(f"its forward calls a {type(module).__name__} that is no child")
         return self._names[id(module)]
 
+    def call_module(self, module: nn.Module, forward: Callable, arguments, keywords) -> Any:
+        if threading.get_ident() != self._thread:  # fx patches nn.Module for all threads
+            return forward(*arguments, **keywords)
+        return super().call_module(module, forward, arguments, keywords)
+
+    def getattr(self, name: str, value: Any, cache: dict[str, fx.Proxy]) -> Any:
+        if threading.get_ident() != self._thread:
+            return value
+        return super().getattr(name, value, cache)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
     def create_node(self, *arguments, **keywords) -> fx.Node:
         if _modes() != self._modes:
-            raise NotFusableError("its forward switches autocast or gradients")
+            raise NotFusableError("its forward switches autocast, gradients or checkpointing")
         return super().create_node(*arguments, **keywords)
 
     def create_arg(self, argument: Any) -> Any:
@@ -203,7 +227,9 @@ def _modes() -> tuple:
         (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
         for device in _AUTOCAST_DEVICES
     )
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *autocast
+    saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    gradients = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    return *gradients, saved_tensors_hooks, *autocast
 
 
 @contextlib.contextmanager
@@ -225,11 +251,21 @@ def _surroundings(training: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _no_random_numbers() -> Iterator[None]:
     """Raises if any is drawn, and puts the generators back."""
-    drawn, state = torch.random.get_rng_state(), random.getstate()
+    before, numpy = _random_states(), sys.modules.get("numpy")
     try:
         yield
-        if state != random.getstate() or not torch.equal(drawn, torch.random.get_rng_state()):
+        if _random_states() != before:
             raise NotFusableError("its forward draws random numbers")
     finally:
-        torch.random.set_rng_state(drawn)
-        random.setstate(state)
+        torch.random.set_rng_state(torch.tensor(before[0], dtype=torch.uint8, device="cpu"))
+        random.setstate(before[1])
+        if numpy is not None:
+            numpy.random.set_state(before[2])
+
+
+def _random_states() -> tuple:
+    numpy, drawn = sys.modules.get("numpy"), ()
+    if numpy is not None:
+        name, keys, *rest = numpy.random.get_state()
+        drawn = (name, tuple(keys), *rest)
+    return torch.random.get_rng_state().tolist(), random.getstate(), drawn
