@@ -218,6 +218,19 @@ def test_a_tail_that_computes_something_else_is_not_fused(monkeypatch):
     assert row.alone.startswith("its own forward computes something else: the output")
 
 
+def test_a_tail_that_changes_the_shortcut_is_not_fused(monkeypatch):
+    own = cbam_fused.plan.cbam
+
+    def wrong(*arguments, residual=None, **options):
+        y = own(*arguments, residual=residual, **options)
+        if residual is not None:
+            residual.data.copy_(y)
+        return y
+
+    monkeypatch.setattr("cbam_fused.plan.cbam", wrong)
+    assert fuse_(Block()).fused[0].alone == "the fused gate changes its input"
+
+
 def test_what_goes_wrong_in_tracing_is_a_reason(monkeypatch):
     def fail(*_):
         raise LookupError("no such thing")
