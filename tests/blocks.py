@@ -1,5 +1,6 @@
-"""Residual blocks around a gate: those whose epilogue can be fused, and those that only look so."""
+"""Residual blocks around a gate, whose epilogue can be fused or only looks so, and calls of them."""
 
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 import cbam_fused
 from tests import official
+from tests.gates import train_step
 
 C = 16
+SHAPE = (2, C, 5, 6)
 
 
 class Block(nn.Module):
@@ -98,6 +101,11 @@ def _two_gates(self, x):
     return functional.relu(self.other(y) + y)
 
 
+def _sum_used_twice(self, x):
+    y = self.gate(self.main(x)) + x
+    return self.relu(y) + y
+
+
 FUSABLE = [
     Fusable("timm", timm_block),
     Fusable("timm_drop_path", lambda: timm_block(drop_path=DropPath(0.0))),
@@ -113,22 +121,20 @@ FUSABLE = [
         "identity_between",
         block(lambda self, x: self.relu(self.keep(self.gate(x)) + x), keep=nn.Identity),
     ),
-    Fusable("parameter", block(lambda self, x: self.relu(self.gate(x) + self.scale * x),
-                               scale=lambda: nn.Parameter(torch.rand(C, 1, 1)))),
+    Fusable(
+        "parameter",
+        block(
+            lambda self, x: self.relu(self.gate(x) + self.scale * x),
+            scale=lambda: nn.Parameter(torch.rand(C, 1, 1)),
+        ),
+    ),
     Fusable("two_gates", block(_two_gates, other=lambda: official.CBAM(C, 4))),
     Fusable("sum_returned", block(lambda self, x: x + self.gate(self.main(x))), "add"),
     Fusable("gelu", block(lambda self, x: functional.gelu(self.gate(x) + x)), "add"),
     Fusable("relu6", block(lambda self, x: functional.relu6(self.gate(x) + x)), "add"),
     Fusable("clamped", block(lambda self, x: torch.clamp(self.gate(x) + x, 0, 1)), "add"),
-]  # fmt: skip
-
-
-def _sum_used_twice(self, x):
-    y = self.gate(self.main(x)) + x
-    return self.relu(y) + y
-
-
-FUSABLE.append(Fusable("sum_used_twice", block(_sum_used_twice), "add"))
+    Fusable("sum_used_twice", block(_sum_used_twice), "add"),
+]
 
 
 @dataclass(frozen=True)
@@ -309,3 +315,54 @@ UNFUSABLE = [
     ),
     Unfusable("argument", block(_another_argument), r"forward takes \(self, x, add=True\), not"),
 ]
+
+
+def _branching(self, x):
+    y = self.gate(self.main(x))
+    if hasattr(self, "bias"):
+        y = y + self.bias
+    if self.sizes[0] > 1 and self.mode != "off":
+        y = self.function(y + x)
+    return self.rest(y)
+
+
+def _rest(self, y):
+    return y
+
+
+def branching_block():
+    module = block(_branching)()
+    type(module).rest = _rest
+    module.sizes, module.mode, module.function = [2, 3], "on", torch.relu
+    return module
+
+
+@contextlib.contextmanager
+def watched():
+    """The options of every call of the fused gate: with a residual, with which activation."""
+    calls, own = [], cbam_fused.plan.cbam
+
+    def cbam(*arguments, residual=None, activation="none", **options):
+        calls.append((residual is not None, activation))
+        return own(*arguments, residual=residual, activation=activation, **options)
+
+    cbam_fused.plan.cbam = cbam
+    try:
+        yield calls
+    finally:
+        cbam_fused.plan.cbam = own
+
+
+def runs_fused(module, x=None):
+    """Whether a call takes shortcut and activation along into the fused gate."""
+    with watched() as calls:
+        module(torch.randn(SHAPE) if x is None else x)
+    return any(residual for residual, _ in calls)
+
+
+def step(module, x):
+    """`train_step` with the gradient of x; x itself must stay."""
+    leaf = x.clone().requires_grad_()
+    results = train_step(module, leaf) | {"gradient of x": leaf.grad}
+    assert torch.equal(leaf, x)
+    return results
