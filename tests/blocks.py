@@ -1,4 +1,4 @@
-"""Residual blocks around a gate, whose epilogue can be fused or only looks so, and calls of them."""
+"""Residual blocks around a gate, with an epilogue or what only looks like one, and their calls."""
 
 import contextlib
 import random
