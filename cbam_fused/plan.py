@@ -52,38 +52,49 @@ Kind = tuple[type, Callable | None]  # a class, and its forward
 
 
 class InnerModule(NamedTuple):
-    """One module inside a gate, as it was when the plan was made.
+    """One module inside a gate or a block, as it was when the plan was made.
 
     Attributes:
         parent: its parent's place, counted as in `Plan`.
-        name, path: its name in the parent, and below the gate.
-        cls, forward: its class and that one's forward.
+        name, path: its name in the parent, and below the gate or block.
+        cls, forward: its class and that one's forward; NoneType and None where there is no module.
         others: what it may become without changing the result.
-        children: how many a Sequential had: it runs whatever it contains. None for other classes.
+        children: how many a container had: it runs whatever it contains. None for other classes.
+        bypassed: the fused call stands for it, so that its hooks would not run.
     """
 
     parent: int
     name: str
     path: str
     cls: type
-    forward: Callable
+    forward: Callable | None
     others: tuple[Kind, ...]
     children: int | None
+    bypassed: bool
 
     def __reduce__(self) -> tuple:
         """A pickle names the classes; their forwards are those of where it is loaded."""
         others = tuple(cls for cls, _ in self.others)
-        return _inner_module, (*self[:4], others, self.children)
+        return inner_module, (*self[:4], others, self.children, self.bypassed)
 
 
-def _inner_module(parent, name, path, cls: type, others: tuple[type, ...], children) -> InnerModule:
-    kinds = tuple((other, getattr(other, "forward", None)) for other in others)
-    return InnerModule(parent, name, path, cls, cls.forward, kinds, children)
+def inner_module(
+    parent: int,
+    name: str,
+    path: str,
+    cls: type,
+    others: tuple[type, ...],
+    children: int | None,
+    bypassed: bool = True,
+) -> InnerModule:
+    """An `InnerModule`, with the forwards that its classes have now."""
+    (_, forward), *kinds = ((c, getattr(c, "forward", None)) for c in (cls, *others))
+    return InnerModule(parent, name, path, cls, forward, tuple(kinds), children, bypassed)
 
 
 class Setting(NamedTuple):
     """An attribute of the module at `place` that its forward may read: a number, a text, or a tuple
-    of them (where the attribute is a list, too).
+    of them (where the attribute is a list, too); for a block also None, a function or a class.
     """
 
     place: int
@@ -136,7 +147,7 @@ _SETTINGS = {
     nn.ReLU: (),
 }
 _PLAIN = (bool, int, float, str)
-_EVERY_MODULE = frozenset(vars(nn.Module()))
+EVERY_MODULE = frozenset(vars(nn.Module()))
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -187,7 +198,7 @@ def make_plan(module: nn.Module, spec: GateSpec) -> Plan:
             elif place == places.get(spec.norm):  # conversion to a synchronised norm may drop it
                 others = (type(None),)
             children = len(child._modules) if isinstance(child, nn.Sequential) else None
-            inner.append(_inner_module(place, name, path, type(child), others, children))
+            inner.append(inner_module(place, name, path, type(child), others, children))
             places[path] = len(inner)
             if path != spec.norm:  # those of a norm are read at every call
                 settings.extend(_settings(child, len(inner)))
@@ -200,16 +211,18 @@ def make_plan(module: nn.Module, spec: GateSpec) -> Plan:
 
 def _settings(module: nn.Module, place: int) -> Iterator[Setting]:
     state = module.__dict__
-    for name in _SETTINGS.get(type(module), [name for name in state if name not in _EVERY_MODULE]):
-        if _is_plain(state[name]):
-            yield Setting(place, name, _frozen(state[name]))
+    for name in _SETTINGS.get(type(module), [name for name in state if name not in EVERY_MODULE]):
+        if is_plain(state[name]):
+            yield Setting(place, name, frozen(state[name]))
 
 
-def _frozen(value: object) -> object:
+def frozen(value: object) -> object:
+    """The value that a `Setting` holds for an attribute: a tuple for a list."""
     return tuple(value) if type(value) is list else value
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
+    """Whether an attribute is a number, a text, or a list or tuple of them."""
     if type(value) in (list, tuple):
         return all(type(item) in _PLAIN for item in value)
     return type(value) in _PLAIN
@@ -259,33 +272,9 @@ def collect(module: nn.Module, plan: Plan) -> Collected:
     """The arguments of one call of `module`, or the reason why its inner modules must run."""
     if has_any_global_hook():
         return _refuse("hooks on all modules are registered")
-    states = [module.__dict__]  # three times as fast as the attributes
-    for parent, name, path, cls, forward, others, children in plan.inner:
-        child = states[parent]["_modules"].get(name)
-        if type(child) is not cls or cls.forward is not forward:
-            if (type(child), getattr(type(child), "forward", None)) not in others:
-                return _refuse(_replaced(path, child, cls))
-            if child is None:
-                states.append({})
-                continue
-        state = child.__dict__
-        if (
-            state["_forward_hooks"]
-            or state["_forward_pre_hooks"]
-            or state["_backward_hooks"]
-            or state["_backward_pre_hooks"]
-            or "forward" in state
-        ):
-            return _refuse(f"{path} has hooks, or a forward set on the instance")
-        if children is not None and len(state["_modules"]) != children:
-            return _refuse(f"{path} has {len(state['_modules'])} children, it had {children}")
-        states.append(state)
-
-    for place, name, expected in plan.settings:
-        value = states[place].get(name)
-        if value is not expected and (not _is_plain(value) or _frozen(value) != expected):
-            path = plan.inner[place - 1].path + "." if place else ""
-            return _refuse(f"{path}{name} is {value!r}, it was {expected!r}")
+    states, reason = inner_states(module, plan.inner, plan.settings)
+    if reason:
+        return _refuse(reason)
 
     tensors = []
     for place in (plan.hidden_layer, plan.output_layer, plan.conv):
@@ -305,6 +294,42 @@ def collect(module: nn.Module, plan: Plan) -> Collected:
     if "weight" not in layer._parameters or "running_mean" not in layer._buffers:
         return _refuse(f"{path} has no plain weight and running_mean")
     return Collected(tuple(tensors), *read_norm(layer), group_of(layer))
+
+
+def inner_states(
+    module: nn.Module, inner: tuple[InnerModule, ...], settings: tuple[Setting, ...]
+) -> tuple[list[dict[str, Any]], str]:
+    """The attributes (``__dict__``) of `module` and of its `inner` modules, and what of them is no
+    longer as it was, or has hooks that would be bypassed; "" if nothing.
+    """
+    states = [module.__dict__]  # three times as fast as the attributes
+    for parent, name, path, cls, forward, others, children, bypassed in inner:
+        child = states[parent]["_modules"].get(name)
+        same = type(child) is cls and (child is None or cls.forward is forward)
+        if not same and (type(child), getattr(type(child), "forward", None)) not in others:
+            return states, _replaced(path, child, cls)
+        if child is None:
+            states.append({})
+            continue
+        state = child.__dict__
+        if bypassed and (
+            state["_forward_hooks"]
+            or state["_forward_pre_hooks"]
+            or state["_backward_hooks"]
+            or state["_backward_pre_hooks"]
+            or "forward" in state
+        ):
+            return states, f"{path} has hooks, or a forward set on the instance"
+        if children is not None and len(state["_modules"]) != children:
+            return states, f"{path} has {len(state['_modules'])} children, it had {children}"
+        states.append(state)
+
+    for place, name, expected in settings:
+        value = states[place].get(name)
+        if value is not expected and (not is_plain(value) or frozen(value) != expected):
+            path = inner[place - 1].path + "." if place else ""
+            return states, f"{path}{name} is {value!r}, it was {expected!r}"
+    return states, ""
 
 
 def _refuse(reason: str) -> Collected:

@@ -48,10 +48,10 @@ def small_net(gate):
     )
 
 
-def resnet(attn_layer):
+def resnet(attn_layer, name="resnet18"):
     torch.manual_seed(0)
     return timm.create_model(
-        "resnet18",
+        name,
         num_classes=7,
         zero_init_last=False,  # with it every gate of a fresh network sees zeros
         block_args={"attn_layer": attn_layer},

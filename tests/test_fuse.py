@@ -262,9 +262,11 @@ def test_report():
     report = fuse_(model)
     lines = str(report).splitlines()
     assert lines[0] == "fuse_: 1 fused, 1 skipped"
-    assert re.match(r"path +class +adapter +options +error of bound +status$", lines[1])
+    assert re.match(r"path +class +adapter +options +epilogue +error of bound +status$", lines[1])
     assert re.match(
-        r"0 +LightCbamModule +timm +light, light, even, 64, 4, 7 +\S+ of \S+ +fused$", lines[2]
+        r"0 +LightCbamModule +timm +light, light, even, 64, 4, 7 +"
+        r"none: its block: its forward takes \(self, input\), not \(self, x\) +\S+ of \S+ +fused$",
+        lines[2],
     )
     fused, skipped = json.loads(json.dumps(report.to_dict()))["gates"]
     assert fused["paths"] == ["0"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cbam_fused import fuse_
+from cbam_fused import fuse_, unfuse_
 from cbam_fused.testing import check_close
 from tests.gates import new_gate, small_net
 from tests.package_gates import ALL_GATES
@@ -107,3 +107,12 @@ def test_replicas_of_data_parallel(nets):
         return {"y": y.detach(), "gradients": gradients(net)}
 
     check_same(nets, use)
+
+
+def test_scripting_asks_to_unfuse_first(nets):
+    fused = nets["fused"].eval()
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.script: .* fused; cbam_fused\.unfuse_"):
+        torch.jit.script(fused)
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.script: .* fused; cbam_fused\.unfuse_"):
+        torch.jit.script(fused[2])
+    assert unfuse_(fused) == ["2"]

@@ -2,7 +2,8 @@
 
 `frame` walks the model, `adapters` recognise its gates, `candidates` what may be one, `verify`
 proves each one, `swap` changes its class, `report` says what became of it; `context` does it for a
-while.
+while. `epilogues` does the same for what follows a gate in its block: `trace` shows what a block
+computes, `tail` finds the addition behind a gate, `blocks` makes the block's class.
 """
 
 from cbam_fused.fuse.adapters import Adapter, NotFusableError, register_adapter

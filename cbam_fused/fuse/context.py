@@ -16,14 +16,15 @@ def fused(
     *,
     strict: bool = False,
     verify: bool = True,
+    epilogue: bool = True,
 ) -> Iterator[FuseReport]:
     """Fuses the gates of `model` within a ``with`` block: ``with fused(model) as report: ...``
 
-    At its end, also by an exception, each gate that this call fused has its own class again. Gates
-    that were fused before stay fused; so do copies made within, until `unfuse_`.
+    At its end, also by an exception, each gate and block that this call fused has its own class
+    again. Those that were fused before stay fused; so do copies made within, until `unfuse_`.
 
     Args:
-        model, filter_fn, strict, verify: as those of `fuse_`.
+        model, filter_fn, strict, verify, epilogue: as those of `fuse_`.
 
     Yields:
         The report of `fuse_`.
@@ -35,7 +36,7 @@ def fused(
     """
     expect_module("fused", model)
     before = {name: (module, type(module)) for name, module in model.named_modules()}
-    report = fuse_(model, filter_fn, strict=strict, verify=verify)
+    report = fuse_(model, filter_fn, strict=strict, verify=verify, epilogue=epilogue)
     swaps = [
         (name, module, cls, type(module))
         for name, (module, cls) in before.items()

@@ -1,15 +1,21 @@
 """`fuse_` and `unfuse_`: find the gates of a model, swap those proven equal, report on all."""
 
-import inspect
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from torch import nn
 
 from cbam_fused.fuse import report
 from cbam_fused.fuse.adapters import Adapter, NotFusableError, claiming
-from cbam_fused.fuse.adapters.layers import expect_layers, expect_parameters
+from cbam_fused.fuse.adapters.layers import (
+    expect_layers,
+    expect_own_signature,
+    expect_parameters,
+)
+from cbam_fused.fuse.blocks import block_fusion_of
 from cbam_fused.fuse.candidates import layers_of_a_gate
+from cbam_fused.fuse.epilogues import Epilogues
 from cbam_fused.fuse.report import FuseReport, GateReport
 from cbam_fused.fuse.swap import Fusion, fused_class, fusion_of, is_swapped_again
 from cbam_fused.fuse.verify import verify
@@ -25,6 +31,7 @@ def fuse_(
     *,
     strict: bool = False,
     verify: bool = True,
+    epilogue: bool = True,
 ) -> FuseReport:
     """Makes the CBAM gates of `model` fused ones, in place.
 
@@ -48,11 +55,13 @@ def fuse_(
         verify: compare every gate with its own forward before it is swapped: forward and backward,
             in training and eval mode, on small random inputs. A gate that differs by more than
             rounding is skipped. On the meta device there is nothing to compare: gates are fused
-            without, and the report says so.
+            without, and the report says so. With its epilogue a gate is compared once for each
+            class of blocks that is made.
+        epilogue: fuse the additions and ReLUs behind the gates, too.
 
     Returns:
-        A report: what was fused, what was skipped and why. It can be printed, also with rich, and
-            has ``to_dict()``.
+        A report: what was fused, what was skipped and why, and the same of what follows each gate.
+            It can be printed, also with rich, and has ``to_dict()``.
 
     Raises:
         TypeError: model is not a module.
@@ -63,11 +72,15 @@ def fuse_(
     expect_module("fuse_", model)
     rows: list[GateReport] = []
     swaps: list[tuple[nn.Module, type[nn.Module]]] = []
+    epilogues = Epilogues(model, verify)
     for module, paths, adapter in _gates(model):
         row, cls = _examine(module, paths, adapter, filter_fn, verify)
-        rows.append(row)
         if cls is not None:
             swaps.append((module, cls))
+        if epilogue and row.status in (report.FUSED, report.ALREADY_FUSED):
+            row = replace(row, **epilogues.examine(module, paths, cls or type(module)))
+        rows.append(row)
+    swaps += epilogues.swaps
     result = FuseReport(tuple(rows))
     if strict:
         _raise_if_incomplete(result)
@@ -76,18 +89,23 @@ def fuse_(
 
 
 def unfuse_(model: nn.Module) -> list[str]:
-    """Gives every gate that `fuse_` fused its own class back; the model is then exactly as before.
+    """Gives every gate that `fuse_` fused, and the block around it, its own class back.
+
+    The model is then exactly as before.
 
     Returns:
         The names of the gates restored; empty if there were none.
 
     Raises:
         TypeError: model is not a module.
-        RuntimeError: the class of a fused gate was swapped again, for a subclass of the fused one
-            (as FSDP2 does); nothing was changed.
+        RuntimeError: the class of a fused gate or block was swapped again, for a subclass of the
+            fused one (as FSDP2 does); nothing was changed.
     """
     expect_module("unfuse_", model)
-    fused = [(name, m, fusion_of(m)) for name, m in model.named_modules() if fusion_of(m)]
+    found = [(name, m, fusion_of(m)) for name, m in model.named_modules()]
+    gates = [name for name, _, fusion in found if fusion]
+    found += [(name, m, block_fusion_of(m)) for name, m in model.named_modules()]
+    fused = [(name, module, fusion) for name, module, fusion in found if fusion]
     for name, module, _ in fused:
         if is_swapped_again(module):
             raise RuntimeError(
@@ -95,7 +113,7 @@ def unfuse_(model: nn.Module) -> list[str]:
                 f"{type(module).__name__}; undo that first; nothing was changed"
             )
     _swap([(module, fusion.base) for _, module, fusion in fused])
-    return [name for name, _, _ in fused]
+    return gates
 
 
 def expect_module(function: str, model: object) -> None:
@@ -188,10 +206,7 @@ def _remark(module: nn.Module, plan: Plan) -> str:
 def _fusion(module: nn.Module, adapter: Adapter) -> Fusion:
     """How `module` would be fused. Raises NotFusableError if it cannot be."""
     base = type(module)
-    if "forward" in module.__dict__:
-        raise NotFusableError("it has a forward of its own, set on the instance")
-    if tuple(inspect.signature(base.forward).parameters) != ("self", "x"):
-        raise NotFusableError(f"its forward takes {inspect.signature(base.forward)}, not (self, x)")
+    expect_own_signature(module)
     spec = adapter.describe(module)
     if not isinstance(spec, GateSpec):
         raise TypeError(

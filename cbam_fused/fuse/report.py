@@ -19,6 +19,8 @@ class GateReport:
         status: "fused", "already fused", "skipped", "candidate" or "filtered out".
         adapter: the implementation it was recognised as, "" if none.
         options: what was found: pool, maps, ties, channels, hidden units, kernel size and norm.
+        epilogue: what is fused behind it in its block: "add + relu", "add", or "".
+        alone: why nothing is, or a remark.
         compared: the comparison that came closest to its bound, "" if none was made.
         error, bound: its largest error and what it may be at most.
         reason: why it was skipped, what makes it a candidate, or a remark.
@@ -29,6 +31,8 @@ class GateReport:
     status: str
     adapter: str = ""
     options: dict[str, str | int] = field(default_factory=dict)
+    epilogue: str = ""
+    alone: str = ""
     compared: str = ""
     error: float | None = None
     bound: float | None = None
@@ -40,10 +44,11 @@ class GateReport:
         options = ", ".join(map(str, self.options.values()))
         error = "" if self.error is None else f"{self.error:.1e} of {self.bound:.1e}"
         status = f"{self.status}: {self.reason}" if self.reason else self.status
-        return paths, self.class_name, self.adapter, options, error, status
+        epilogue = f"{self.epilogue or 'none'}: {self.alone}" if self.alone else self.epilogue
+        return paths, self.class_name, self.adapter, options, epilogue, error, status
 
 
-_HEADER = ("path", "class", "adapter", "options", "error of bound", "status")
+_HEADER = ("path", "class", "adapter", "options", "epilogue", "error of bound", "status")
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,10 @@ def fusion_of(module: nn.Module) -> Fusion | None:
 
 
 def is_swapped_again(module: nn.Module) -> bool:
-    """Whether the class of a fused module is no longer the one it was given, but a subclass."""
-    return "_cbam_fused" not in type(module).__dict__
+    """Whether the class of a fused module or block is no longer the one it was given, but a
+    subclass.
+    """
+    return type(module).__dict__.keys().isdisjoint({"_cbam_fused", "_cbam_block"})
 
 
 @functools.cache
@@ -51,20 +53,40 @@ def fused_class(fusion: Fusion) -> type[nn.Module]:
         y = base.forward(self, x)
         return y if isinstance(x, torch.fx.Proxy) else y.to(result_dtype(x))
 
+    def rebuilt(build: Callable, arguments: tuple) -> tuple:
+        return _rebuild, (base, adapter, plan, build, arguments)
+
+    return subclass(base, rebuilt, forward=forward, _cbam_fused=fusion)
+
+
+def subclass(
+    base: type[nn.Module], rebuilt: Callable[[Callable, tuple], tuple], **namespace: object
+) -> type[nn.Module]:
+    """A subclass of `base` with `namespace` that looks like it.
+
+    Args:
+        rebuilt: how pickles and copies make an instance: from the function and arguments for one of
+            `base`, a function and arguments that name no class made here.
+    """
+
     def reduce(self, protocol: int) -> tuple:
         build, arguments, *state = super(cls, self).__reduce_ex__(protocol)
         if type(self) is not cls:
             return (build, arguments, *state)
         arguments = tuple(base if argument is cls else argument for argument in arguments)
-        return (_rebuild, (base, adapter, plan, build, arguments), *state)
+        return (*rebuilt(build, arguments), *state)
 
-    namespace = {
-        "forward": forward,
+    def refuse_script(self) -> None:  # torch.jit.script asks for it
+        raise RuntimeError(
+            f"torch.jit.script: {base.__name__} is fused; cbam_fused.unfuse_(model) first"
+        )
+
+    namespace |= {
+        "__prepare_scriptable__": refuse_script,
         "__reduce_ex__": reduce,
         "__doc__": base.__doc__,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
-        "_cbam_fused": fusion,
     }
     cls = type(base)(base.__name__, (base,), namespace)
     return cls

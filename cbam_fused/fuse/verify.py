@@ -16,7 +16,8 @@ The input leaves rounding no decision to take. In each pixel at most one channel
 the maximum over the channels of x * Mc is the same whatever the gate (Mc >= 0), in any precision;
 the maximum over pixels is one of x itself, which is exact. In the first sample two pixels are zero
 in all channels: exact ties, in every plane without a positive value and in both pixels, so that a
-gate which shares a maximum's gradient by another rule is found out.
+gate which shares a maximum's gradient by another rule is found out. A shortcut is larger than x, so
+that its sign is that of the sum, by which a ReLU decides.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from cbam_fused.fuse.adapters import NotFusableError
 from cbam_fused.fuse.swap import Fusion
-from cbam_fused.plan import call_fused, collect
+from cbam_fused.plan import Plan, call_fused, collect
 from cbam_fused.testing import check_close, scale_error
 
 _DRAWS = (2, 4, 8, 16, 32)
@@ -43,11 +44,33 @@ class Verification(NamedTuple):
     bound: float
 
 
-Forward = Callable[[nn.Module, Tensor], Tensor]
+Forward = Callable[..., Tensor]  # (module, x), or (module, x, shortcut)
 
 
-def verify(module: nn.Module, fusion: Fusion) -> Verification:
-    """Compares the fused gate of `fusion` with the own forward of `module`.
+class Epilogue(NamedTuple):
+    """What follows a gate in its block.
+
+    Attributes:
+        tail: gate and epilogue as the block has them: ``tail(gate, x, shortcut)``.
+        activation: as in `cbam_fused.cbam`.
+    """
+
+    tail: Forward
+    activation: str
+
+
+class _Pair(NamedTuple):
+    """The two forwards to compare, of a gate with this plan."""
+
+    own: Forward
+    fused: Forward
+    plan: Plan
+    takes_shortcut: bool
+
+
+def verify(module: nn.Module, fusion: Fusion, epilogue: Epilogue | None = None) -> Verification:
+    """Compares the fused gate of `fusion` with the own forward of `module`, both with an
+    `epilogue` if it is given.
 
     Returns:
         The comparison that came closest to its bound; all passed.
@@ -55,14 +78,30 @@ def verify(module: nn.Module, fusion: Fusion) -> Verification:
     Raises:
         NotFusableError: a comparison failed, or could not be made; the message says which.
     """
+    pair = _pair(fusion, epilogue)
     try:
         with torch.inference_mode(False), torch.enable_grad(), _left_alone(module):
-            compared = _compare(module, fusion)
+            compared = _compare(module, pair)
     except NotFusableError:
         raise
     except Exception as error:
         raise NotFusableError(f"it cannot be verified: {type(error).__name__}: {error}") from error
     return max(compared, key=lambda c: c.error / c.bound if c.error else 0.0)
+
+
+def _pair(fusion: Fusion, epilogue: Epilogue | None) -> _Pair:
+    def own_tail(gate: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor:
+        gate.__class__ = fusion.base  # it may be fused already
+        return epilogue.tail(gate, x, shortcut)
+
+    def fused(gate: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        options = {"residual": shortcut, "activation": epilogue.activation} if epilogue else {}
+        y = call_fused(gate, fusion.plan, x, **options)
+        if y is None:
+            raise NotFusableError(collect(gate, fusion.plan).reason)
+        return y
+
+    return _Pair(own_tail if epilogue else fusion.forward, fused, fusion.plan, epilogue is not None)
 
 
 @contextlib.contextmanager
@@ -80,16 +119,16 @@ class _DiffersError(NotFusableError):
     """A result misses its bound."""
 
 
-def _compare(module: nn.Module, fusion: Fusion) -> list[Verification]:
+def _compare(module: nn.Module, pair: _Pair) -> list[Verification]:
     """All comparisons, over as few draws as show that rounding explains every difference."""
     *fewer, most = _DRAWS
     for draws in fewer:
         with contextlib.suppress(_DiffersError):
-            return list(_compare_draws(module, fusion, draws))
-    return list(_compare_draws(module, fusion, most))
+            return list(_compare_draws(module, pair, draws))
+    return list(_compare_draws(module, pair, most))
 
 
-def _compare_draws(module: nn.Module, fusion: Fusion, draws: int) -> Iterator[Verification]:
+def _compare_draws(module: nn.Module, pair: _Pair, draws: int) -> Iterator[Verification]:
     """The comparisons over `draws` inputs together; more draws begin with those of fewer."""
     for parameters, layout in (
         ("own parameters", torch.contiguous_format),
@@ -99,28 +138,28 @@ def _compare_draws(module: nn.Module, fusion: Fusion, draws: int) -> Iterator[Ve
         source = replica(module)
         if parameters == "drawn parameters":
             _redraw(source, generator)
-        inputs = [_input(source, fusion, generator, layout) for _ in range(draws)]
+        inputs = [_input(source, pair, generator, layout) for _ in range(draws)]
         for mode in ("train", "eval"):
             source.train(mode == "train")
-            for name, results in _compare_mode(source, fusion, inputs):
+            for name, results in _compare_mode(source, pair, inputs):
                 yield _judge(f"{name}, {mode} mode, {parameters}", *results)
 
 
-def _compare_mode(source: nn.Module, fusion: Fusion, inputs: list[tuple[Tensor, Tensor]]):
+def _compare_mode(source: nn.Module, pair: _Pair, inputs: list[tuple[Tensor, ...]]):
     """Each result by name: of the fused gate, of its own forward, and of that in float64."""
     dtype = inputs[0][0].dtype
 
     def own(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-        return _run("its own forward", replica(module, dtype), fusion.forward, inputs, dtype)
+        return _run("its own forward", replica(module, dtype), pair.own, inputs, dtype)
 
-    actual = _run("the fused gate", replica(source), _fused_forward(fusion), inputs, dtype)
+    actual = _run("the fused gate", replica(source), pair.fused, inputs, dtype)
     eager, expected = own(source, dtype), own(source, torch.float64)
     if actual.keys() != eager.keys():
         names = ", ".join(sorted(actual.keys() ^ eager.keys()))
         raise NotFusableError(f"only one of its own forward and the fused gate has: {names}")
     if dtype == torch.float64:
         single = replica(source, torch.float32)
-        inputs = [(x.float(), grad.float()) for x, grad in inputs]
+        inputs = [tuple(values.float() for values in drawn) for drawn in inputs]
         rounded, exact = own(single, torch.float32), own(single, torch.float64)
         eager = {
             name: scale_error(rounded[name], exact[name], value)
@@ -143,21 +182,11 @@ def _judge(name: str, actual: Tensor, eager: Tensor, expected: Tensor) -> Verifi
         raise _DiffersError(f"its own forward computes something else: {error}") from error
 
 
-def _fused_forward(fusion: Fusion) -> Forward:
-    def forward(module: nn.Module, x: Tensor) -> Tensor:
-        y = call_fused(module, fusion.plan, x)
-        if y is None:
-            raise NotFusableError(collect(module, fusion.plan).reason)
-        return y
-
-    return forward
-
-
 def _run(
     label: str,
     module: nn.Module,
     forward: Forward,
-    inputs: list[tuple[Tensor, Tensor]],
+    inputs: list[tuple[Tensor, ...]],
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     """Forward and backward of a replica in `dtype` for each input: outputs, gradients and buffers.
@@ -166,10 +195,12 @@ def _run(
     kind.
     """
     results: dict[str, list[Tensor]] = {}
-    for x, grad in inputs:
-        leaf = x.to(dtype, copy=True).requires_grad_()
-        y = _run_once(label, module, forward, leaf, grad)
-        found = [("the output", y.detach()), ("the gradient of x", leaf.grad)]
+    for grad, *drawn in inputs:
+        leaves = [values.to(dtype, copy=True).requires_grad_() for values in drawn]
+        y = _run_once(label, module, forward, leaves, grad)
+        found = [("the output", y.detach())]
+        for name, leaf in zip(("x", "the shortcut"), leaves, strict=False):
+            found.append((f"the gradient of {name}", leaf.grad))
         for part, layer in module.named_children():
             gradients = [p.grad for p in layer.parameters()]
             found.append((f"the gradient of {part}", _as_one(gradients)))
@@ -189,10 +220,13 @@ def _as_one(tensors: list[Tensor | None]) -> Tensor | None:
     return torch.cat(present) if present else None
 
 
-def _run_once(label: str, module: nn.Module, forward: Forward, x: Tensor, grad: Tensor) -> Tensor:
-    random = _random_state(x.device)
+def _run_once(
+    label: str, module: nn.Module, forward: Forward, leaves: list[Tensor], grad: Tensor
+) -> Tensor:
+    x = leaves[0]
+    random, before = _random_state(x.device), [leaf.detach().clone() for leaf in leaves]
     try:
-        y = forward(module, x)
+        y = forward(module, *leaves)
         if not isinstance(y, Tensor) or y.shape != x.shape:
             got = list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
             raise NotFusableError(f"{label} returns {got} for an input of {list(x.shape)}")
@@ -203,6 +237,8 @@ def _run_once(label: str, module: nn.Module, forward: Forward, x: Tensor, grad: 
         raise NotFusableError(f"{label} failed: {type(error).__name__}: {error}") from error
     if not torch.equal(random, _random_state(x.device)):
         raise NotFusableError(f"{label} draws random numbers")
+    if not all(torch.equal(leaf, values) for leaf, values in zip(leaves, before, strict=True)):
+        raise NotFusableError(f"{label} changes its input")
     return y
 
 
@@ -271,9 +307,11 @@ def _redraw(module: nn.Module, generator: torch.Generator) -> None:
             buffer.copy_(away_from_zero(buffer.shape))
 
 
-def _input(module: nn.Module, fusion: Fusion, generator: torch.Generator, layout):
-    """x and the gradient of y ``[2, C, 5, 6]`` for a replica, in its dtype, on its device."""
-    collected = collect(module, fusion.plan)
+def _input(module: nn.Module, pair: _Pair, generator: torch.Generator, layout) -> tuple:
+    """The gradient of y, x and perhaps a shortcut ``[2, C, 5, 6]`` for a replica, in its dtype, on
+    its device.
+    """
+    collected = collect(module, pair.plan)
     if collected.tensors is None:
         raise NotFusableError(collected.reason)
     weight = collected.tensors[2]  # that of the MLP's last layer
@@ -284,8 +322,10 @@ def _input(module: nn.Module, fusion: Fusion, generator: torch.Generator, layout
     x = (-magnitude).scatter(1, positive, magnitude)
     x[0, :, 2, 3] = 0
     x[0, :, 4, 1] = 0
-    grad = torch.randn(shape, dtype=torch.float64, **drawn)
+    inputs = [torch.randn(shape, dtype=torch.float64, **drawn), x]
+    if pair.takes_shortcut:
+        sign = 2.0 * torch.randint(2, shape, **drawn) - 1
+        inputs.append(sign * (2.5 + torch.rand(shape, dtype=torch.float64, **drawn)))
     return tuple(
-        values.to(weight.device, weight.dtype).contiguous(memory_format=layout)
-        for values in (x, grad)
+        values.to(weight.device, weight.dtype).contiguous(memory_format=layout) for values in inputs
     )

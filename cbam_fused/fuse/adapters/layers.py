@@ -1,5 +1,6 @@
 """What an adapter may expect of a layer; what is not met is said, with the layer and the reason."""
 
+import inspect
 import sys
 
 from torch import nn
@@ -140,6 +141,15 @@ def expect_own_forward(module: nn.Module, path: str, cls: type) -> None:
         raise NotFusableError(
             f"{label} is a {name_of(found)} with another forward than {cls.__name__}"
         )
+
+
+def expect_own_signature(module: nn.Module) -> None:
+    """The forward is that of the class, and takes x alone."""
+    if "forward" in module.__dict__:
+        raise NotFusableError("it has a forward of its own, set on the instance")
+    signature = inspect.signature(type(module).forward)
+    if tuple(signature.parameters) != ("self", "x"):
+        raise NotFusableError(f"its forward takes {signature}, not (self, x)")
 
 
 def expect_parameters(module: nn.Module) -> None:

@@ -1,0 +1,242 @@
+"""Epilogues: gate, shortcut and ReLU of a block become one call, and which blocks do not."""
+
+import contextlib
+import copy
+import random
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import cbam_fused
+from benchmarks.saved import count_saved
+from cbam_fused import fuse_, unfuse_
+from cbam_fused.testing import check_close
+from tests import official
+from tests.blocks import (
+    FUSABLE,
+    SHAPE,
+    UNFUSABLE,
+    Block,
+    C,
+    runs_fused,
+    step,
+    watched,
+)
+from tests.gates import resnet, train_step
+from tests.lookalikes import LOOKALIKES
+
+
+@pytest.fixture(params=FUSABLE, ids=lambda case: case.name)
+def fusable(request):
+    torch.manual_seed(0)
+    return request.param.make()
+
+
+@pytest.mark.parametrize("case", FUSABLE, ids=lambda case: case.name)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_fused_block_computes_the_same(case, layout):
+    torch.manual_seed(0)
+    module = case.make().double().to(memory_format=layout)
+    own = copy.deepcopy(module)
+    state, generators = module.__dict__.copy(), (torch.get_rng_state(), random.getstate())
+    row = fuse_(module).gates[0]
+    assert (row.epilogue, row.alone) == (case.epilogue, "")
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert random.getstate() == generators[1]
+    assert module.__dict__ == state
+    assert isinstance(module, type(own))
+    assert repr(module) == repr(own)
+    x = torch.randn(SHAPE, dtype=torch.float64).to(memory_format=layout)
+    for training in (True, False):
+        module.train(training), own.train(training)
+        with watched() as calls:
+            actual = step(module, x)
+        assert calls[0] == (True, "relu" if "relu" in case.epilogue else "none")
+        expected = step(own, x)
+        for name, result in actual.items():
+            torch.testing.assert_close(result, expected[name], msg=name)
+        assert actual["logits"].stride() == expected["logits"].stride()
+
+
+def test_two_gates_of_a_block():
+    module = next(case for case in FUSABLE if case.name == "two_gates").make()
+    first, second = fuse_(module).gates
+    assert (first.epilogue, second.epilogue) == ("add + relu", "")
+    assert second.alone == "its block is fused behind gate"
+    assert runs_fused(module)
+
+
+def test_another_gate_of_a_block_may_be_fused_later():
+    module = next(case for case in FUSABLE if case.name == "two_gates").make()
+    fuse_(module, lambda _, name: name == "gate")
+    assert runs_fused(module)
+    fuse_(module)
+    assert runs_fused(module)
+
+
+@pytest.mark.parametrize("case", UNFUSABLE, ids=lambda case: case.name)
+def test_what_only_looks_like_an_epilogue_is_left_alone(case):
+    torch.manual_seed(0)
+    module = case.make().eval()
+    own, x, state = copy.deepcopy(module), torch.randn(SHAPE), torch.get_rng_state()
+    report = fuse_(module)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert type(module) is type(own)
+    assert report.fused[0].epilogue == ""
+    assert re.search(case.reason, report.fused[0].alone), report.fused[0].alone
+    with contextlib.suppress(RuntimeError), torch.no_grad():
+        torch.testing.assert_close(module(x.clone()), own(x.clone()))
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("resnet18", 8), ("resnet50", 16)])
+def test_every_block_of_a_network(name, blocks):
+    model = resnet("cbam", name).eval()
+    x = torch.randn(2, 3, 64, 64)
+    own, double = copy.deepcopy(model), copy.deepcopy(model).double()
+    report = fuse_(model, strict=True)
+    assert [gate.epilogue for gate in report.fused] == ["add + relu"] * blocks
+    with watched() as calls:
+        logits = model(x)
+    assert calls == [(True, "relu")] * blocks
+    check_close("logits", logits, own(x), double(x.double()))
+    for training in (True, False):
+        own, fused = (copy.deepcopy(m).double().train(training) for m in (double, model))
+        expected = train_step(own, x.double())
+        for result, value in train_step(fused, x.double()).items():
+            torch.testing.assert_close(value, expected[result], msg=result)
+
+
+def test_a_network_saves_no_more_for_the_backward():
+    model = resnet("cbam")
+    own, x = copy.deepcopy(model), torch.randn(2, 3, 64, 64)
+    fuse_(model, strict=True, epilogue=False)
+    alone = count_saved(lambda: model(x), x)
+    fuse_(model, strict=True)
+    assert count_saved(lambda: model(x), x).total_bytes <= alone.total_bytes
+    assert alone.total_bytes < count_saved(lambda: own(x), x).total_bytes
+
+
+# ---- fuse_ and unfuse_ --------------------------------------------------------------------------
+
+
+def test_without_epilogue_blocks_are_left_alone_and_may_be_fused_later():
+    module, shape = Block(), torch.randn(SHAPE)
+    row = fuse_(module, epilogue=False).fused[0]
+    assert (type(module), row.epilogue, row.alone) == (Block, "", "")
+    assert not runs_fused(module, shape)
+    row = fuse_(module).gates[0]
+    assert (row.status, row.epilogue) == ("already fused", "add + relu")
+    assert runs_fused(module, shape)
+
+
+def test_fusing_and_unfusing_twice(fusable):
+    before = {name: type(module) for name, module in fusable.named_modules()}
+    epilogues = [gate.epilogue for gate in fuse_(fusable).gates]
+    fused = {name: type(module) for name, module in fusable.named_modules()}
+    assert [gate.epilogue for gate in fuse_(fusable).gates] == epilogues
+    assert {name: type(module) for name, module in fusable.named_modules()} == fused
+    gates = [name for name in before if before[name] is not fused[name] and name]
+    assert unfuse_(fusable) == gates
+    assert {name: type(module) for name, module in fusable.named_modules()} == before
+    assert unfuse_(fusable) == []
+
+
+def test_a_filtered_gate_keeps_its_block():
+    module = Block()
+    report = fuse_(module, lambda *_: False)
+    assert (type(module), report.gates[0].epilogue) == (Block, "")
+
+
+def test_a_block_swapped_again_is_not_unfused():
+    module = Block()
+    fuse_(module)
+    module.__class__ = type("ShardedBlock", (type(module),), {})
+    with pytest.raises(RuntimeError, match="the class of the model was swapped again"):
+        unfuse_(module)
+    assert fuse_(module).gates[0].epilogue == "add + relu"
+    assert runs_fused(module)
+
+
+def test_a_gate_in_two_blocks():
+    model = nn.ModuleList([Block(), Block()])
+    model[1].gate = model[0].gate
+    model[1].relu = nn.GELU()
+    row = fuse_(model).fused[0]
+    assert (row.paths, row.epilogue) == (("0.gate", "1.gate"), "add + relu, add")
+
+
+def test_a_gate_by_itself_has_no_epilogue():
+    assert fuse_(official.CBAM(C)).fused[0].alone == "it is in no block"
+
+
+def test_on_the_meta_device_no_tail_is_compared():
+    with torch.device("meta"):
+        module = Block()
+    assert fuse_(module, strict=True).fused[0].epilogue == "add + relu"
+
+
+def test_a_tail_that_computes_something_else_is_not_fused(monkeypatch):
+    own = cbam_fused.plan.cbam
+
+    def wrong(*arguments, residual=None, **options):
+        return own(*arguments, residual=residual if residual is None else -residual, **options)
+
+    monkeypatch.setattr("cbam_fused.plan.cbam", wrong)
+    module = Block()
+    row = fuse_(module).fused[0]
+    assert (type(module), row.epilogue) == (Block, "")
+    assert row.alone.startswith("its own forward computes something else: the output")
+
+
+def test_a_tail_that_changes_the_shortcut_is_not_fused(monkeypatch):
+    own = cbam_fused.plan.cbam
+
+    def wrong(*arguments, residual=None, **options):
+        y = own(*arguments, residual=residual, **options)
+        if residual is not None:
+            residual.data.copy_(y)
+        return y
+
+    monkeypatch.setattr("cbam_fused.plan.cbam", wrong)
+    assert fuse_(Block()).fused[0].alone == "the fused gate changes its input"
+
+
+def test_what_goes_wrong_in_tracing_is_a_reason(monkeypatch):
+    def fail(*_):
+        raise LookupError("no such thing")
+
+    monkeypatch.setattr("cbam_fused.fuse.blocks.find_tail", fail)
+    assert fuse_(Block()).fused[0].alone == "its block: LookupError: no such thing"
+
+
+def test_a_strict_refusal_leaves_blocks_as_they_were():
+    model = nn.ModuleList([Block(), LOOKALIKES[0].make()])
+    with pytest.raises(RuntimeError, match="nothing was changed"):
+        fuse_(model, strict=True)
+    assert type(model[0]) is Block
+
+
+@pytest.mark.parametrize("device", ["meta", "cuda"])
+def test_a_default_device_does_not_matter(device):
+    module = Block()
+    torch.set_default_device(device)
+    try:
+        row = fuse_(module).fused[0]
+    finally:
+        torch.set_default_device(None)
+    assert (row.epilogue, row.alone) == ("add + relu", "")
+
+
+def test_epilogues_in_the_report():
+    report = fuse_(nn.ModuleList([Block(), official.CBAM(C)]))
+    lines = str(report).splitlines()
+    assert re.search(r" add \+ relu  +\S+ of ", lines[2])
+    assert report.to_dict()["gates"][0]["epilogue"] == "add + relu"
+    module = Block()
+    module.relu.register_forward_hook(lambda *_: None)
+    expected = "but not while relu has hooks, or a forward set on the instance"
+    row = fuse_(module).fused[0]
+    assert (row.epilogue, row.alone) == ("add + relu", expected)
+    assert f" add + relu: {expected} " in str(fuse_(module))
