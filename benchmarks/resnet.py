@@ -1,9 +1,11 @@
-"""What CBAM costs a network: timm's ResNet-50 without it, with eager gates, and with fused gates.
+"""What CBAM costs a network: timm's ResNet-50 without it, with eager gates, and with fused ones.
+
+``gates``: only the gates are fused; ``fused``: and each block's addition and ReLU with them.
 
 Run as ``python -m benchmarks.resnet``. The cost is the time with CBAM over the time without, minus
 one. ``eval``: the forward in inference mode. ``train``: forward, cross entropy and backward, from
-gradients set to None. Before timing, the logits of the fused network are held to the tolerance rule
-against float64; where they fail, nothing is timed and the exit status is 1.
+gradients set to None. Before timing, the logits of the fused networks are held to the tolerance
+rule against float64; where they fail, nothing is timed and the exit status is 1.
 """
 
 import argparse
@@ -25,7 +27,8 @@ from benchmarks.gates import LAYOUTS, MODES
 from benchmarks.timing import Timing, interleave, ratio
 from cbam_fused.testing import check_close
 
-VARIANTS = ("without", "eager", "fused")
+VARIANTS = ("without", "eager", "gates", "fused")
+FUSED = ("gates", "fused")
 
 
 def resnet50(attention: str | None, images: Tensor) -> nn.Module:
@@ -49,11 +52,13 @@ def resnet50(attention: str | None, images: Tensor) -> nn.Module:
 
 
 def networks(mode: str, layout: torch.memory_format, images: Tensor) -> dict[str, nn.Module]:
-    """The three networks; eager and fused have the same weights."""
+    """The networks by variant; those with CBAM have the same weights."""
     torch.manual_seed(0)
     eager = resnet50("cbam", images)
-    models = {"without": resnet50(None, images), "eager": eager, "fused": copy.deepcopy(eager)}
-    cbam_fused.fuse_(models["fused"], strict=True)
+    models = {"without": resnet50(None, images), "eager": eager}
+    for name in FUSED:
+        models[name] = copy.deepcopy(eager)
+        cbam_fused.fuse_(models[name], strict=True, epilogue=name == "fused")
     return {
         name: model.train(mode == "train").to(memory_format=layout)
         for name, model in models.items()
@@ -61,14 +66,15 @@ def networks(mode: str, layout: torch.memory_format, images: Tensor) -> dict[str
 
 
 def check(models: dict[str, nn.Module], images: Tensor) -> None:
-    """Raises AssertionError if the logits of the fused network are outside the tolerance rule.
+    """Raises AssertionError if the logits of a fused network are outside the tolerance rule.
 
     The networks' running statistics are left as they were.
     """
-    copies = {name: copy.deepcopy(models[name]) for name in ("eager", "fused")}
     with torch.no_grad():
         expected = copy.deepcopy(models["eager"]).double()(images.double())
-        check_close("logits", copies["fused"](images), copies["eager"](images), expected)
+        eager, *others = (copy.deepcopy(models[name])(images) for name in ("eager", *FUSED))
+        for name, logits in zip(FUSED, others, strict=True):
+            check_close(f"logits, {name}", logits, eager, expected)
 
 
 def timed(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], object]:
@@ -125,7 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
     table = Table(title=f"{title}: {report.SPREAD}", box=box.SIMPLE_HEAD)
     for column in ("mode", "layout"):
         table.add_column(column)
-    for column in ("without CBAM", "eager gates", "fused gates", "cost, eager", "cost, fused"):
+    headings = ("without CBAM", "eager", "fused gates", "and blocks")
+    for column in (*headings, *(f"cost, {heading}" for heading in headings[1:])):
         table.add_column(column, justify="right")
 
     torch.manual_seed(1)

@@ -151,14 +151,15 @@ def test_cost_is_relative_to_the_network_without_gates():
     assert resnet.cost(timings, "fused") == pytest.approx(0.1)
 
 
-def test_network_check_rejects_identity_gates():
+@pytest.mark.parametrize("variant", resnet.FUSED)
+def test_network_check_rejects_identity_gates(variant):
     torch.manual_seed(0)
     images = torch.randn(2, 3, 32, 32)
     models = resnet.networks("eval", torch.contiguous_format, images)
     resnet.check(models, images)
-    for block in models["fused"].layer1:
+    for block in models[variant].layer1:
         block.se = nn.Identity()
-    with pytest.raises(AssertionError, match="logits: worst at"):
+    with pytest.raises(AssertionError, match=f"logits, {variant}: worst at"):
         resnet.check(models, images)
 
 

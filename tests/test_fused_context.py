@@ -10,6 +10,7 @@ from torch import nn
 from cbam_fused import fuse_, fused, unfuse_
 from cbam_fused.fuse.swap import fusion_of
 from tests import official
+from tests.gates import resnet
 
 
 def model_of_two():
@@ -30,6 +31,17 @@ def test_gates_are_fused_within_and_restored_after():
     assert classes(model) == before
     assert model.__dict__ == state
     assert torch.equal(model(x), y)
+
+
+def test_blocks_are_restored_too():
+    model = resnet("cbam").eval()
+    before = classes(model)
+    with fused(model) as report:
+        assert {gate.epilogue for gate in report.gates} == {"add + relu"}
+        assert len({type(block) for block in model.layer1} & set(before)) == 0
+    assert classes(model) == before
+    with fused(model, epilogue=False) as report:
+        assert {gate.epilogue for gate in report.gates} == {""}
 
 
 def test_gates_are_restored_after_an_exception():

@@ -37,9 +37,9 @@ def detect(model, images):
 
 
 NETWORKS = {
-    "pytorchcv_resnet18": (lambda: classifier(cbam_resnet18), classify, 8),
-    "pytorchcv_resnet50": (lambda: classifier(cbam_resnet50), classify, 16),
-    "ultralytics": (yolo.detector, detect, 2),
+    "pytorchcv_resnet18": (lambda: classifier(cbam_resnet18), classify, 8, "add + relu"),
+    "pytorchcv_resnet50": (lambda: classifier(cbam_resnet50), classify, 16, "add + relu"),
+    "ultralytics": (yolo.detector, detect, 2, ""),
 }
 
 
@@ -69,7 +69,7 @@ def train(model, forward, batches):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_three_steps(name):
-    build, forward, gates = NETWORKS[name]
+    build, forward, gates, epilogue = NETWORKS[name]
     model = build()
     batches = torch.rand(STEPS, 2, 3, 64, 64)
     keys = list(model.state_dict())
@@ -77,6 +77,7 @@ def test_three_steps(name):
     fused = copy.deepcopy(own)
     report = fuse_(fused, strict=True)
     assert len(report.fused) == len(report.gates) == gates
+    assert {gate.epilogue for gate in report.gates} == {epilogue}
     assert list(fused.state_dict()) == keys
 
     expected, rounded = train(own, forward, batches), train(single, forward, batches)
@@ -92,7 +93,7 @@ def test_three_steps(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_in_float32(name):
-    build, forward, _ = NETWORKS[name]
+    build, forward, *_ = NETWORKS[name]
     model = build()
     images = torch.rand(2, 3, 64, 64)
     fused, own = copy.deepcopy(model), copy.deepcopy(model).double()
@@ -107,7 +108,7 @@ def test_logits_in_float32(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gates_matter_to_the_logits(name):
-    build, forward, _ = NETWORKS[name]
+    build, forward, *_ = NETWORKS[name]
     model = build()
     images = torch.rand(2, 3, 64, 64)
     logits, _ = forward(model, images)
