@@ -46,6 +46,23 @@ def passes(
     }[operation]
 
 
+def eager_passes(pool: str, *, spatial: bool, residual: bool, activation: bool) -> Passes:
+    """Of a gate in eval mode whose layers run one by one, as `fuse_` finds it.
+
+    Args:
+        pool: as of `cbam_fused.cbam`.
+        spatial: there is a spatial gate.
+        residual, activation: they follow; the activation in place.
+    """
+    pools = pool.replace("light", "avg+max").split("+")
+    loads = sum({"avg": 1, "max": 1, "lp": 2, "lse": 4}[kind] for kind in pools)
+    stores = sum({"avg": 0, "max": 0, "lp": 1, "lse": 2}[kind] for kind in pools)
+    # Then x * Mc; the maximum and the mean over channels, and u * Ms; y + residual; act(y).
+    loads += 1 + 3 * spatial + 2 * residual + activation
+    stores += 1 + spatial + residual + activation
+    return Passes(loads, stores)
+
+
 class PlanRow(NamedTuple):
     """A row of the planner's table (csrc/cuda/planner.h).
 

@@ -6,15 +6,17 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
 from timm.layers.cbam import CbamModule, LightCbamModule
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cbam_fused
-from cbam_fused import fuse_, unfuse_
+from cbam_fused import backends, fuse_, unfuse_
 from cbam_fused.testing import check_close
 from tests import official
 from tests.gates import new_gate, resnet, train_step
@@ -261,11 +263,14 @@ def test_report():
     model = nn.Sequential(LightCbamModule(64), LOOKALIKES[0].make())
     report = fuse_(model)
     lines = str(report).splitlines()
+    backend = backends.chosen(torch.device("cpu")).name
     assert lines[0] == "fuse_: 1 fused, 1 skipped"
-    assert re.match(r"path +class +adapter +options +epilogue +error of bound +status$", lines[1])
+    header = r"path +class +adapter +options +epilogue +backend +passes +error of bound +status$"
+    assert re.match(header, lines[1])
     assert re.match(
         r"0 +LightCbamModule +timm +light, light, even, 64, 4, 7 +"
-        r"none: its block: its forward takes \(self, input\), not \(self, x\) +\S+ of \S+ +fused$",
+        r"none: its block: its forward takes \(self, input\), not \(self, x\) +"
+        rf"{backend} +4 of 8 +\S+ of \S+ +fused$",
         lines[2],
     )
     fused, skipped = json.loads(json.dumps(report.to_dict()))["gates"]
@@ -274,10 +279,45 @@ def test_report():
         "pool": "light", "maps": "light", "ties": "even", "channels": 64, "hidden": 4, "kernel": 7
     }  # fmt: skip
     assert fused["error"] <= fused["bound"]
+    assert fused["passes"] == [4, 8]
     assert skipped["status"] == "skipped"
+    assert skipped["passes"] is None
+    x = torch.randn(2, 64, 3, 3)
+    assert [gate.bytes_saved(x) for gate in report.gates] == [4 * 4 * x.numel(), 0]
     console = Console(width=300, file=io.StringIO())
     console.print(report)
     assert "LightCbamModule" in console.file.getvalue()
+
+
+class Moved(TorchDispatchMode):
+    """Counts how often operations read or write a tensor as large as x; views do neither."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        super().__init__()
+        self.size, self.passes = x.numel(), 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        result = operation(*arguments, **(keywords or {}))
+        if not operation.is_view:
+            tensors = (t for t in (*arguments, result) if isinstance(t, torch.Tensor))
+            self.passes += sum(t.numel() == self.size and t.is_contiguous() for t in tensors)
+        return result
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"no_spatial": True}, {"pool_types": ["max", "lp", "lse"]}], ids=str
+)
+def test_passes_before_are_those_of_the_layers(options):
+    gate = official.CBAM(32, **options).eval()
+    x = torch.randn(2, 32, 7, 9)
+    with torch.no_grad(), Moved(x) as alone:
+        y = gate(x)
+    with Moved(x) as behind:
+        y.add_(x).relu_()
+    (row,) = fuse_(gate).gates
+    assert row.passes[1] == alone.passes
+    row = replace(row, epilogue="add + relu")
+    assert row.passes[1] == alone.passes + behind.passes
 
 
 def test_light_gate_ignores_its_unused_gate_layer():

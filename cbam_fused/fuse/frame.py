@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from cbam_fused import backends
 from cbam_fused.fuse import report
 from cbam_fused.fuse.adapters import Adapter, NotFusableError, claiming
 from cbam_fused.fuse.adapters.layers import (
@@ -167,7 +168,7 @@ def _examine(
     if _is_fused(module):
         fusion = fusion_of(module)
         name, plan = (fusion.adapter, fusion.plan) if fusion else ("cbam_fused", module._plan)
-        row |= {"adapter": name, "options": _options(module, plan), "reason": _remark(module, plan)}
+        row |= {"adapter": name, "reason": _remark(module, plan), **_found(module, plan)}
         return GateReport(status=report.ALREADY_FUSED, **row), None
     if filter_fn is not None and not any(filter_fn(module, path) for path in paths):
         return GateReport(status=report.FILTERED, **row), None
@@ -181,7 +182,7 @@ def _examine(
     row["adapter"] = adapter.name
     try:
         fusion = _fusion(module, adapter)
-        row["options"] = _options(module, fusion.plan)
+        row |= _found(module, fusion.plan)
         cls = fused_class(fusion)
         if not verified:
             row["reason"] = "not verified, as asked"
@@ -195,6 +196,13 @@ def _examine(
     if remark := _remark(module, fusion.plan):
         row["reason"] = remark
     return GateReport(status=report.FUSED, **row), cls
+
+
+def _found(module: nn.Module, plan: Plan) -> dict:
+    """What the report says of a known gate."""
+    device = next(module.parameters()).device
+    backend = "" if device.type == "meta" else backends.chosen(device).name
+    return {"options": _options(module, plan), "backend": backend}
 
 
 def _remark(module: nn.Module, plan: Plan) -> str:

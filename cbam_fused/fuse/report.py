@@ -2,6 +2,10 @@
 
 from dataclasses import asdict, dataclass, field
 
+from torch import Tensor
+
+from cbam_fused.costs import eager_passes, passes
+
 FUSED = "fused"
 ALREADY_FUSED = "already fused"
 SKIPPED = "skipped"
@@ -21,6 +25,7 @@ class GateReport:
         options: what was found: pool, maps, ties, channels, hidden units, kernel size and norm.
         epilogue: what is fused behind it in its block: "add + relu", "add", or "".
         alone: why nothing is, or a remark.
+        backend: whose operations a fused gate calls on its parameters' device.
         compared: the comparison that came closest to its bound, "" if none was made.
         error, bound: its largest error and what it may be at most.
         reason: why it was skipped, what makes it a candidate, or a remark.
@@ -33,10 +38,31 @@ class GateReport:
     options: dict[str, str | int] = field(default_factory=dict)
     epilogue: str = ""
     alone: str = ""
+    backend: str = ""
     compared: str = ""
     error: float | None = None
     bound: float | None = None
     reason: str = ""
+
+    @property
+    def passes(self) -> tuple[int, int] | None:
+        """How often a call in eval mode reads or writes a tensor as large as x: now, and while its
+        layers ran one by one, with what is now fused behind it. None for a gate that is not fused.
+        """
+        if self.status not in (FUSED, ALREADY_FUSED):
+            return None
+        has = {
+            "spatial": "maps" in self.options,
+            "residual": "add" in self.epilogue,
+            "activation": "relu" in self.epilogue,
+        }
+        before = eager_passes(str(self.options["pool"]), **has)
+        return sum(passes("cbam_inference", again=False, **has)), sum(before)
+
+    def bytes_saved(self, x: Tensor) -> int:
+        """Estimated: what a call on x in eval mode moves less than before; 0 if it is not fused."""
+        now, before = self.passes or (0, 0)
+        return (before - now) * x.numel() * x.element_size()
 
     def cells(self) -> tuple[str, ...]:
         """The row of the printed table."""
@@ -45,10 +71,20 @@ class GateReport:
         error = "" if self.error is None else f"{self.error:.1e} of {self.bound:.1e}"
         status = f"{self.status}: {self.reason}" if self.reason else self.status
         epilogue = f"{self.epilogue or 'none'}: {self.alone}" if self.alone else self.epilogue
-        return paths, self.class_name, self.adapter, options, epilogue, error, status
+        moved = "{} of {}".format(*self.passes) if self.passes else ""
+        about = paths, self.class_name, self.adapter, options, epilogue
+        return *about, self.backend, moved, error, status
+
+    def to_dict(self) -> dict:
+        """The attributes, and `passes`, fit for JSON."""
+        moved = None if self.passes is None else list(self.passes)
+        return {**asdict(self), "paths": list(self.paths), "passes": moved}
 
 
-_HEADER = ("path", "class", "adapter", "options", "epilogue", "error of bound", "status")
+_HEADER = (
+    *("path", "class", "adapter", "options", "epilogue", "backend"),
+    *("passes", "error of bound", "status"),
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +122,7 @@ class FuseReport:
 
     def to_dict(self) -> dict:
         """``{"summary": str, "gates": [{"paths": [...], ...}, ...]}``, fit for JSON."""
-        gates = [{**asdict(gate), "paths": list(gate.paths)} for gate in self.gates]
+        gates = [gate.to_dict() for gate in self.gates]
         return {"summary": self.summary, "gates": gates}
 
     def __str__(self) -> str:
