@@ -149,6 +149,9 @@ ERRORS = {
                         "[2, 8, 5, 6] on meta")),
     "residual_flag": ({"residual": True}, ValueError,
                       "cbam: residual must be as x, float32 [2, 8, 5, 6] on cpu; got True"),
+    "process_group": ({"process_group": "world"}, TypeError,
+                      ("cbam: process_group must be a torch.distributed.ProcessGroup or None; got "
+                      "'world'")),
     "pool": ({"pool": "mean"}, ValueError, POOL + "'mean'"),
     "pool_twice": ({"pool": "avg+avg"}, ValueError, POOL + "'avg+avg'"),
     "pool_empty": ({"pool": ""}, ValueError, POOL + "''"),

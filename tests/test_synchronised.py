@@ -145,11 +145,3 @@ def check_details(rank: int) -> None:
 
 def test_details():
     processes.run(2, check_details)
-
-
-def test_the_group_must_be_one():
-    x, weight, conv = torch.randn(2, 4, 3, 3), torch.randn(4, 4), torch.randn(1, 2, 3, 3)
-    mlp = (None, None, weight, None)
-    message = "cbam: process_group must be a torch.distributed.ProcessGroup or None; got 'world'"
-    with pytest.raises(TypeError, match=message):
-        cbam(x, *mlp, conv, batch_statistics=True, process_group="world")
