@@ -232,7 +232,7 @@ def test_a_default_device_does_not_matter(device):
 def test_epilogues_in_the_report():
     report = fuse_(nn.ModuleList([Block(), official.CBAM(C)]))
     lines = str(report).splitlines()
-    assert re.search(r" add \+ relu  +\S+ of ", lines[2])
+    assert re.search(r" add \+ relu  +\S+ +5 of 13 +\S+ of ", lines[2])
     assert report.to_dict()["gates"][0]["epilogue"] == "add + relu"
     module = Block()
     module.relu.register_forward_hook(lambda *_: None)
