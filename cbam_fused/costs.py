@@ -1,4 +1,4 @@
-"""What a call of an operation costs on a GPU: passes over x, bytes, launches, a predicted time.
+"""What a call costs: passes over x anywhere; bytes, launches and a predicted time on a GPU.
 
 The prediction is a simple model of a GPU: launches, and what moves at the rates of its memory and
 its L2 cache.

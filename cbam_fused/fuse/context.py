@@ -7,6 +7,7 @@ from torch import nn
 
 from cbam_fused.fuse.frame import expect_module, fuse_
 from cbam_fused.fuse.report import FuseReport
+from cbam_fused.fuse.swap import set_classes
 
 
 @contextlib.contextmanager
@@ -52,5 +53,4 @@ def fused(
                     f"{type(module).__name__}; nothing was restored, unfuse_ can do so after that "
                     "is undone"
                 )
-        for _, module, cls, _ in swaps:
-            module.__class__ = cls
+        set_classes([(module, cls) for _, module, cls, _ in swaps])

@@ -18,7 +18,13 @@ from cbam_fused.fuse.blocks import block_fusion_of
 from cbam_fused.fuse.candidates import layers_of_a_gate
 from cbam_fused.fuse.epilogues import Epilogues
 from cbam_fused.fuse.report import FuseReport, GateReport
-from cbam_fused.fuse.swap import Fusion, fused_class, fusion_of, is_swapped_again
+from cbam_fused.fuse.swap import (
+    Fusion,
+    fused_class,
+    fusion_of,
+    is_swapped_again,
+    set_classes,
+)
 from cbam_fused.fuse.verify import verify
 from cbam_fused.modules import CBAM
 from cbam_fused.plan import GateSpec, Plan, collect, make_plan
@@ -85,7 +91,7 @@ def fuse_(
     result = FuseReport(tuple(rows))
     if strict:
         _raise_if_incomplete(result)
-    _swap(swaps)
+    set_classes(swaps)
     return result
 
 
@@ -113,7 +119,7 @@ def unfuse_(model: nn.Module) -> list[str]:
                 f"unfuse_: the class of {name or 'the model'} was swapped again after fuse_, for "
                 f"{type(module).__name__}; undo that first; nothing was changed"
             )
-    _swap([(module, fusion.base) for _, module, fusion in fused])
+    set_classes([(module, fusion.base) for _, module, fusion in fused])
     return gates
 
 
@@ -248,15 +254,3 @@ def _raise_if_incomplete(result: FuseReport) -> None:
         )
     if not result.fused and not result.with_status(report.ALREADY_FUSED):
         raise RuntimeError(f"fuse_: strict, and there is no gate to fuse\n{result}")
-
-
-def _swap(swaps: list[tuple[nn.Module, type[nn.Module]]]) -> None:
-    """Gives each module its class; all of them or none."""
-    before = [(module, type(module)) for module, _ in swaps]
-    try:
-        for module, cls in swaps:
-            module.__class__ = cls
-    except BaseException:
-        for module, cls in before:
-            module.__class__ = cls
-        raise

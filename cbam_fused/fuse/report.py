@@ -82,8 +82,15 @@ class GateReport:
 
 
 _HEADER = (
-    *("path", "class", "adapter", "options", "epilogue", "backend"),
-    *("passes", "error of bound", "status"),
+    "path",
+    "class",
+    "adapter",
+    "options",
+    "epilogue",
+    "backend",
+    "passes",
+    "error of bound",
+    "status",
 )
 
 

@@ -41,6 +41,18 @@ def is_swapped_again(module: nn.Module) -> bool:
     return type(module).__dict__.keys().isdisjoint({"_cbam_fused", "_cbam_block"})
 
 
+def set_classes(swaps: list[tuple[nn.Module, type[nn.Module]]]) -> None:
+    """Gives each module its class; all of them or none."""
+    before = [(module, type(module)) for module, _ in swaps]
+    try:
+        for module, cls in swaps:
+            module.__class__ = cls
+    except BaseException:
+        for module, cls in before:
+            module.__class__ = cls
+        raise
+
+
 @functools.cache
 def fused_class(fusion: Fusion) -> type[nn.Module]:
     """The subclass of ``fusion.base`` that computes the fused gate; one for equal fusions."""

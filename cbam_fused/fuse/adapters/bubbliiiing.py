@@ -12,10 +12,7 @@ from cbam_fused.plan import GateSpec
 
 
 def claims(module: nn.Module) -> bool:
-    return (
-        layers.find(module, "channelattention.fc2") is not None
-        and layers.find(module, "spatialattention.conv1") is not None
-    )
+    return layers.has(module, "channelattention.fc2", "spatialattention.conv1")
 
 
 def describe(module: nn.Module) -> GateSpec:

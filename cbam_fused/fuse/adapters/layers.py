@@ -27,6 +27,11 @@ def find(module: nn.Module, path: str) -> nn.Module | None:
     return found
 
 
+def has(module: nn.Module, *paths: str) -> bool:
+    """Whether there is a module at each of `paths` below `module`."""
+    return all(find(module, path) is not None for path in paths)
+
+
 def child(module: nn.Module, path: str) -> nn.Module:
     """The module at `path` below `module`. Raises NotFusableError if there is none."""
     found = find(module, path)
@@ -38,6 +43,12 @@ def child(module: nn.Module, path: str) -> nn.Module:
 def loaded_class(package: str, name: str) -> type | None:
     """The class `name` of the module `package`, if that was imported: nothing is imported here."""
     return getattr(sys.modules.get(package), name, None)
+
+
+def is_instance(module: nn.Module, package: str, name: str) -> bool:
+    """Whether a module is of the class `name` of `package`, or of a subclass."""
+    cls = loaded_class(package, name)
+    return cls is not None and isinstance(module, cls)
 
 
 def expect_class(module: nn.Module, path: str, *classes: type) -> nn.Module:

@@ -13,10 +13,7 @@ from cbam_fused.plan import GateSpec
 
 
 def claims(module: nn.Module) -> bool:
-    return (
-        layers.find(module, "channel_attention.fc.1.conv") is not None
-        and layers.find(module, "spatial_attention.conv.conv") is not None
-    )
+    return layers.has(module, "channel_attention.fc.1.conv", "spatial_attention.conv.conv")
 
 
 def describe(module: nn.Module) -> GateSpec:

@@ -13,8 +13,7 @@ _PACKAGE = "pytorchcv.models.cbamresnet"
 
 
 def claims(module: nn.Module) -> bool:
-    cls = layers.loaded_class(_PACKAGE, "CbamBlock")
-    return cls is not None and isinstance(module, cls)
+    return layers.is_instance(module, _PACKAGE, "CbamBlock")
 
 
 def describe(module: nn.Module) -> GateSpec:

@@ -14,9 +14,8 @@ _PACKAGE = "timm.layers.cbam"
 
 def _class_of(module: nn.Module) -> type | None:
     for name in ("CbamModule", "LightCbamModule"):
-        cls = layers.loaded_class(_PACKAGE, name)
-        if cls is not None and isinstance(module, cls):
-            return cls
+        if layers.is_instance(module, _PACKAGE, name):
+            return layers.loaded_class(_PACKAGE, name)
     return None
 
 

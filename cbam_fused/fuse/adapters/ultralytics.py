@@ -13,8 +13,7 @@ _PACKAGE = "ultralytics.nn.modules.conv"
 
 
 def claims(module: nn.Module) -> bool:
-    cls = layers.loaded_class(_PACKAGE, "CBAM")
-    return cls is not None and isinstance(module, cls)
+    return layers.is_instance(module, _PACKAGE, "CBAM")
 
 
 def describe(module: nn.Module) -> GateSpec:
