@@ -129,6 +129,14 @@ FUSABLE = [
         ),
     ),
     Fusable("two_gates", block(_two_gates, other=lambda: official.CBAM(C, 4))),
+    Fusable("relu_first", block(lambda self, x: self.relu(self.gate(x)) + x), "relu"),
+    Fusable(
+        "dropped_relu",
+        block(
+            lambda self, x: self.drop(self.gate(self.main(x))).relu(), drop=lambda: DropPath(0.0)
+        ),
+        "relu",
+    ),
     Fusable("sum_returned", block(lambda self, x: x + self.gate(self.main(x))), "add"),
     Fusable("gelu", block(lambda self, x: functional.gelu(self.gate(x) + x)), "add"),
     Fusable("relu6", block(lambda self, x: functional.relu6(self.gate(x) + x)), "add"),
@@ -249,10 +257,11 @@ def scaleless_block():
 
 UNFUSABLE = [
     Unfusable("in_a_sequential", lambda: nn.Sequential(official.CBAM(C, 4)), r"takes \(self, inp"),
-    Unfusable("nothing_added", block(lambda self, x: self.gate(x)), "by the output, not by an add"),
-    Unfusable("relu_first", block(lambda self, x: self.relu(self.gate(x)) + x), "by relu, a ReLU,"),
-    Unfusable("added_before", block(lambda self, x: self.gate(x + self.conv(x)).relu()), "by relu"),
-    Unfusable("subtracted", block(lambda self, x: self.relu(self.gate(x) - x)), "by sub, not by"),
+    Unfusable("nothing_behind", block(lambda self, x: self.gate(x)), "by the output, neither by"),
+    Unfusable(
+        "relu6_alone", block(lambda self, x: functional.relu6(self.gate(x))), "by relu6, neither"
+    ),
+    Unfusable("subtracted", block(lambda self, x: self.relu(self.gate(x) - x)), "by sub, neither"),
     Unfusable("constant", block(lambda self, x: self.relu(self.gate(x) + 1)), "another tensor"),
     Unfusable(
         "alpha", block(lambda self, x: torch.add(self.gate(x), x, alpha=2)), "another tensor$"

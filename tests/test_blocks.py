@@ -20,6 +20,7 @@ from tests.blocks import (
     UNFUSABLE,
     Block,
     C,
+    block,
     runs_fused,
     step,
     watched,
@@ -53,27 +54,126 @@ def test_fused_block_computes_the_same(case, layout):
         module.train(training), own.train(training)
         with watched() as calls:
             actual = step(module, x)
-        assert calls[0] == (True, "relu" if "relu" in case.epilogue else "none")
+        expected = ("add" in case.epilogue, "relu" if "relu" in case.epilogue else "none")
+        assert calls[0] == expected
         expected = step(own, x)
         for name, result in actual.items():
             torch.testing.assert_close(result, expected[name], msg=name)
         assert actual["logits"].stride() == expected["logits"].stride()
 
 
-def test_two_gates_of_a_block():
-    module = next(case for case in FUSABLE if case.name == "two_gates").make()
-    first, second = fuse_(module).gates
-    assert (first.epilogue, second.epilogue) == ("add + relu", "")
-    assert second.alone == "its block is fused behind gate"
-    assert runs_fused(module)
+# ---- two gates of a block ------------------------------------------------------------------------
 
 
-def test_another_gate_of_a_block_may_be_fused_later():
-    module = next(case for case in FUSABLE if case.name == "two_gates").make()
-    fuse_(module, lambda _, name: name == "gate")
-    assert runs_fused(module)
+def two_gates(forward):
+    """A block with the gates ``gate`` and ``other``, and an unfused copy of it, in eval mode."""
+    torch.manual_seed(0)
+    module = block(forward, other=lambda: official.CBAM(C, 4))().eval()
+    return module, copy.deepcopy(module)
+
+
+def one_behind_the_other(self, x):
+    y = self.relu(self.gate(self.main(x)) + x)
+    return self.relu(self.other(y) + y)
+
+
+def one_inside_the_other(self, x):
+    y = self.gate(self.conv(x))
+    return self.relu(y + self.relu(self.other(self.norm(x)) + x))
+
+
+def the_first_without_a_tail(self, x):
+    return self.relu(self.gate(nn.functional.gelu(self.other(x))) + x)
+
+
+def the_second_without_a_tail(self, x):
+    return self.other(self.relu(self.gate(x) + x))
+
+
+def added_to_each_other(self, x):
+    y = self.gate(self.conv(x))
+    return self.relu(y + self.other(self.norm(x)))
+
+
+NO_TAIL = "it is followed by {}, neither by an addition nor by a ReLU"
+TWO_GATES = [
+    (one_behind_the_other, ("add + relu", "add + relu"), ""),
+    (one_inside_the_other, ("add + relu", "add + relu"), ""),
+    (the_first_without_a_tail, ("add + relu", ""), NO_TAIL.format("gelu")),
+    (the_second_without_a_tail, ("add + relu", ""), NO_TAIL.format("the output")),
+    (
+        added_to_each_other,
+        ("add + relu", ""),
+        "it is added to another gate, which is fused with the addition",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("forward", "epilogues", "alone"), TWO_GATES, ids=lambda value: getattr(value, "__name__", "")
+)
+@pytest.mark.parametrize("first", ["gate", "other"])
+def test_two_gates_of_a_block(forward, epilogues, alone, first):
+    """Fused in the same call or one after the other."""
+    module, own = two_gates(forward)
+    both = copy.deepcopy(module)
+    rows = fuse_(both).gates
+    assert tuple(row.epilogue for row in rows) == epilogues
+    assert [row.alone for row in rows] == ["", alone]
+    fuse_(module, lambda _, name: name == first)
     fuse_(module)
-    assert runs_fused(module)
+    x = torch.randn(SHAPE)
+    expected = own(x)
+    for fused in (both, module):
+        with watched() as calls:
+            torch.testing.assert_close(fused(x), expected)
+        assert len(calls) == 2
+        assert calls.count((True, "relu")) == sum(map(bool, epilogues))
+
+
+def test_a_gate_that_is_unfused_again_leaves_its_tail():
+    module, own = two_gates(one_behind_the_other)
+    x = torch.randn(SHAPE)
+    expected = own(x)
+    fuse_(module, lambda _, name: name == "gate")
+    unfuse_(module.gate)
+    for keep, tails in ((lambda _, name: name == "other", 1), (None, 2)):
+        fuse_(module, keep)
+        with watched() as calls:
+            torch.testing.assert_close(module(x), expected)
+        assert calls == [(True, "relu")] * tails
+
+
+def test_a_block_swapped_again_stays_fused_behind_the_same_gates():
+    module, _ = two_gates(one_behind_the_other)
+    fuse_(module, lambda _, name: name == "gate")
+    module.__class__ = type("ShardedBlock", (type(module),), {})
+    cls = type(module)
+    alone = "its block was fused before, and its class swapped again"
+    assert [row.alone for row in fuse_(module).gates] == ["", alone]
+    assert type(module) is cls
+
+
+# ---- look-alikes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("function", "raises"), [("relu", True), ("relu6", False)])
+@pytest.mark.parametrize("inplace", [True, False])
+def test_what_may_be_changed_behind_a_block_may_be_still(function, raises, inplace):
+    """PyTorch's ReLU keeps its output for the backward, as a fused one does, its ReLU6 not."""
+    activation = getattr(nn.functional, function)
+    module = block(lambda self, x: activation(self.gate(x) + x, inplace))().double()
+    own, x = copy.deepcopy(module), torch.randn(SHAPE, dtype=torch.float64)
+    fuse_(module)
+    gradients = []
+    for network in (own, module):
+        leaf = x.clone().requires_grad_()
+        y = network(leaf).mul_(2)
+        with pytest.raises(RuntimeError, match="inplace") if raises else contextlib.nullcontext():
+            y.sum().backward()
+            gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[1:], gradients[:1])
+    assert len(gradients) == (0 if raises else 2)
 
 
 @pytest.mark.parametrize("case", UNFUSABLE, ids=lambda case: case.name)

@@ -1,7 +1,8 @@
 """Blocks whose gate, shortcut and activation become one call of the fused gate.
 
-A block's forward is traced (`trace`); where a gate is followed by an addition (`tail`), the graph
-with the fused call in its place becomes the forward of a subclass, swapped in as that of a gate is.
+A block's forward is traced (`trace`); where gates are followed by an addition or a ReLU (`tail`),
+the graph with fused calls in their place becomes the forward of a subclass, swapped in as that of a
+gate is.
 At each call the block is compared with what was traced: where something changed, or a hook or a
 drop path acts in between, its own forward runs, or the tail as it was, with the gate fused alone.
 """
@@ -18,6 +19,7 @@ from cbam_fused.fuse.adapters import NotFusableError
 from cbam_fused.fuse.adapters.layers import expect_own_signature
 from cbam_fused.fuse.swap import Fusion, subclass
 from cbam_fused.fuse.tail import (
+    Tail,
     drops,
     find_tail,
     is_pure,
@@ -26,6 +28,7 @@ from cbam_fused.fuse.tail import (
     tail_graph,
 )
 from cbam_fused.fuse.trace import compiled, trace
+from cbam_fused.fuse.verify import Epilogue
 from cbam_fused.modules import CBAM
 from cbam_fused.plan import (
     InnerModule,
@@ -40,6 +43,29 @@ from cbam_fused.plan import (
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
+class BlockTail(NamedTuple):
+    """A gate of a fused block, and what is fused behind it.
+
+    Attributes:
+        gate: the gate's name.
+        dropped: the names of the drop paths behind it.
+        adds: whether a shortcut is added.
+        activation: ``relu`` or ``none``.
+        own: the tail as it was: ``own(self, x, shortcut)``.
+    """
+
+    gate: str
+    dropped: tuple[str, ...]
+    adds: bool
+    activation: str
+    own: Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+
+    @property
+    def epilogue(self) -> str:
+        """For the report: ``add + relu``, ``add`` or ``relu``."""
+        return " + ".join(["add"] * self.adds + [self.activation] * (self.activation != "none"))
+
+
 class BlockFusion(NamedTuple):
     """What the class of a fused block knows.
 
@@ -48,11 +74,8 @@ class BlockFusion(NamedTuple):
         methods, absent, settings: what was traced depends on, see `trace.Trace`.
         children: how many children the block has.
         inner: these children, and the first layers of those that are a Sequential.
-        gate: the gate's name.
-        dropped: the names of the drop paths between gate and addition.
-        activation: ``relu`` or ``none``.
-        body: the traced forward, with ``self._cbam_tail(x, shortcut)`` for the tail.
-        tail: the tail as it was: ``tail(self, x, shortcut)``.
+        tails: what is fused, for each of its gates.
+        body: the traced forward, with ``self._cbam_tail_{i}(x, shortcut)`` for the i-th tail.
     """
 
     base: type[nn.Module]
@@ -61,16 +84,12 @@ class BlockFusion(NamedTuple):
     settings: tuple[Setting, ...]
     children: int
     inner: tuple[InnerModule, ...]
-    gate: str
-    dropped: tuple[str, ...]
-    activation: str
+    tails: tuple[BlockTail, ...]
     body: Callable[[nn.Module, Tensor], Tensor]
-    tail: Callable[[nn.Module, Tensor, Tensor], Tensor]
 
-    @property
-    def epilogue(self) -> str:
-        """What is fused behind the gate, for the report."""
-        return "add" if self.activation == "none" else f"add + {self.activation}"
+    def tail_of(self, gate: str) -> BlockTail | None:
+        """What is fused behind the child `gate`; None if nothing is."""
+        return next((tail for tail in self.tails if tail.gate == gate), None)
 
     def with_class(self, name: str, cls: type[nn.Module]) -> "BlockFusion":
         """The same, but for a child `name` of class `cls`, if that is fused or unfused by it."""
@@ -87,38 +106,62 @@ def block_fusion_of(module: nn.Module) -> BlockFusion | None:
 
 
 def describe(
-    block: nn.Module, name: str, gate: nn.Module, gate_class: type[nn.Module]
+    block: nn.Module, gates: tuple[str, ...], classes: dict[str, type[nn.Module]]
 ) -> BlockFusion:
-    """How `block` would be fused, its child `name`, the `gate`, being of `gate_class`.
+    """How `block` would be fused behind its children `gates`; `classes` are those that children
+    will have.
 
     Raises:
-        NotFusableError: nothing can be fused behind the gate; the message says why.
+        NotFusableError: nothing can be fused behind one of them; the message says why.
     """
-    if gate_fusion(gate, gate_class) is None:
-        raise NotFusableError(f"{name} is no fused gate")
+    for name in gates:
+        gate = block._modules.get(name)
+        if gate_fusion(gate, classes.get(name, type(gate))) is None:
+            raise NotFusableError(f"{name} is no fused gate")
     try:
-        return _describe(block, name, gate_class)
+        return _describe(_unfused(block), gates, classes)
     except NotFusableError:
         raise
     except Exception as error:
         raise NotFusableError(f"its block: {type(error).__name__}: {error}") from error
 
 
-def _describe(block: nn.Module, name: str, gate_class: type[nn.Module]) -> BlockFusion:
+def _unfused(block: nn.Module) -> nn.Module:
+    """A fused block as it was before, with all that it has; others themselves."""
+    fusion = block_fusion_of(block)
+    if fusion is None:
+        return block
+    view = object.__new__(fusion.base)
+    object.__setattr__(view, "__dict__", block.__dict__)
+    return view
+
+
+def _describe(
+    block: nn.Module, gates: tuple[str, ...], classes: dict[str, type[nn.Module]]
+) -> BlockFusion:
     try:
         expect_own_signature(block)
         graph, settings, absent, methods = trace(block)
     except NotFusableError as obstacle:
         raise NotFusableError(f"its block: {obstacle}") from obstacle
-    tail = find_tail(graph, block, name)
-    own_tail = compiled(tail_graph(tail))
-    dropped = tuple(node.target for node in tail.dropped)
-    bypassed = {node.target for node in tail.nodes if node.op == "call_module"}
-    activation = "none" if tail.relu is None else "relu"
-    replace_tail(graph, tail, "_cbam_tail")
-    inner = tuple(_inner(block, {name: gate_class}, bypassed))
+    tails = {name: find_tail(graph, block, name) for name in gates}
+    nodes = [node for tail in tails.values() for node in tail.nodes]
+    if len(nodes) != len(set(nodes)):
+        raise NotFusableError("it is added to another gate, which is fused with the addition")
+    fused = tuple(_block_tail(name, tail) for name, tail in tails.items())
+    bypassed = {node.target for node in nodes if node.op == "call_module"}
+    for place, tail in enumerate(tails.values()):
+        replace_tail(graph, tail, f"_cbam_tail_{place}")
+    inner = tuple(_inner(block, classes, bypassed))
     fixed = (methods, absent, settings, len(block._modules), inner)
-    return BlockFusion(type(block), *fixed, name, dropped, activation, compiled(graph), own_tail)
+    return BlockFusion(type(block), *fixed, fused, compiled(graph))
+
+
+def _block_tail(gate: str, tail: Tail) -> BlockTail:
+    dropped = tuple(node.target for node in tail.dropped)
+    activation = "none" if tail.relu is None else "relu"
+    own = compiled(tail_graph(tail))
+    return BlockTail(gate, dropped, tail.addition is not None, activation, own)
 
 
 def _inner(block: nn.Module, classes: dict[str, type], bypassed: set[str]) -> Iterator[InnerModule]:
@@ -155,41 +198,45 @@ def changed(block: nn.Module, fusion: BlockFusion) -> str:
     return reason
 
 
-def acting(block: nn.Module, fusion: BlockFusion) -> str:
-    """What acts between gate and addition now; "" if nothing."""
-    for name in fusion.dropped:
+def acting(block: nn.Module, tail: BlockTail) -> str:
+    """What acts behind the gate of `tail` now, before what is fused; "" if nothing."""
+    for name in tail.dropped:
         if drops(block._modules[name]):
             return f"{name} drops paths, which is in training mode"
     return ""
 
 
-def tail_of(fusion: BlockFusion) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
-    """``tail(gate, x, shortcut)``: the tail as it was, for any gate, where no drop path acts."""
+def epilogue_of(fusion: BlockFusion, name: str) -> Epilogue:
+    """What is fused behind the child `name`, as it was, for any gate, where no drop path acts."""
+    tail = fusion.tail_of(name)
 
-    def tail(gate: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor:
+    def own(gate: nn.Module, x: Tensor, shortcut: Tensor | None) -> Tensor:
         stand_in = nn.Module()
         for row in fusion.inner:
-            if row.bypassed:
-                stand_in.add_module(row.name, gate if row.name == fusion.gate else row.cls())
-        return fusion.tail(stand_in, x, shortcut)
+            if row.bypassed and not fusion.tail_of(row.name):
+                stand_in.add_module(row.name, row.cls())
+        stand_in.add_module(name, gate)
+        return tail.own(stand_in, x, shortcut)
 
-    return tail
+    return Epilogue(own, tail.adds, tail.activation)
 
 
-def gate_fusion(gate: nn.Module, cls: type) -> Fusion | None:
+def gate_fusion(gate: nn.Module | None, cls: type) -> Fusion | None:
     """How a gate of class `cls` is fused, `CBAM` included; None if it is not."""
     if cls is CBAM:
         return Fusion(CBAM, CBAM.forward, "cbam_fused", gate._plan)
     return getattr(cls, "_cbam_fused", None)
 
 
-def _fused_tail(block: nn.Module, fusion: BlockFusion, x: Tensor, shortcut: Tensor):
+def _fused_tail(block: nn.Module, tail: BlockTail, x: Tensor, shortcut: Tensor | None):
     """The whole tail in one call; None where it must run as it was."""
-    gate = block._modules[fusion.gate]
+    gate = block._modules[tail.gate]
     base, known_forward, _, plan = gate_fusion(gate, type(gate))
-    if base.forward is not known_forward or acting(block, fusion) or not _is_like(shortcut, x):
+    if base.forward is not known_forward or acting(block, tail):
         return None
-    return call_fused(gate, plan, x, residual=shortcut, activation=fusion.activation)
+    if tail.adds and not _is_like(shortcut, x):
+        return None
+    return call_fused(gate, plan, x, residual=shortcut, activation=tail.activation)
 
 
 def _is_like(shortcut: Tensor, x: Tensor) -> bool:
@@ -219,35 +266,40 @@ def block_class(fusion: BlockFusion) -> type[nn.Module]:
             return base.forward(self, x)
         return fusion.body(self, x)
 
-    def tail(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        y = _fused_tail(self, fusion, x, shortcut)
-        return fusion.tail(self, x, shortcut) if y is None else y
-
     def rebuilt(build: Callable, arguments: tuple) -> tuple:
-        return _rebuild, (token, base, fusion.gate, build, arguments)
+        gates = tuple(tail.gate for tail in fusion.tails)
+        return _rebuild, (token, base, gates, build, arguments)
 
-    cls = subclass(base, rebuilt, forward=forward, _cbam_tail=tail, _cbam_block=fusion)
+    methods = {f"_cbam_tail_{place}": _method(tail) for place, tail in enumerate(fusion.tails)}
+    cls = subclass(base, rebuilt, forward=forward, _cbam_block=fusion, **methods)
     return _classes.setdefault(token, cls)
 
 
+def _method(tail: BlockTail) -> Callable[[nn.Module, Tensor, Tensor | None], Tensor]:
+    def method(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        y = _fused_tail(self, tail, x, shortcut)
+        return tail.own(self, x, shortcut) if y is None else y
+
+    return method
+
+
 def _rebuild(
-    token: str, base: type[nn.Module], gate: str, build: Callable, arguments: tuple
+    token: str, base: type[nn.Module], gates: tuple[str, ...], build: Callable, arguments: tuple
 ) -> nn.Module:
     """A copy of a block, of the same class; in another process traced again once it is complete."""
     module = build(*arguments)
-    module.__class__ = _classes.get(token) or _loading_class(base, gate)
+    module.__class__ = _classes.get(token) or _loading_class(base, gates)
     return module
 
 
 @functools.cache
-def _loading_class(base: type[nn.Module], gate: str) -> type[nn.Module]:
+def _loading_class(base: type[nn.Module], gates: tuple[str, ...]) -> type[nn.Module]:
     """A class that becomes `base`, or the fused one, when the state is set."""
 
     def set_state(self, state: dict) -> None:
         self.__class__ = base
         self.__setstate__(state)
-        module = self._modules.get(gate)
         with contextlib.suppress(NotFusableError):
-            self.__class__ = block_class(describe(self, gate, module, type(module)))
+            self.__class__ = block_class(describe(self, gates, {}))
 
     return type(base)(base.__name__, (base,), {"__setstate__": set_state})

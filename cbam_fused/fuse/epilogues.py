@@ -10,23 +10,24 @@ from cbam_fused.fuse.blocks import (
     block_fusion_of,
     changed,
     describe,
+    epilogue_of,
     gate_fusion,
-    tail_of,
 )
 from cbam_fused.fuse.swap import is_swapped_again
-from cbam_fused.fuse.verify import Epilogue, verify
+from cbam_fused.fuse.verify import verify
 
 
 class Epilogues:
     """Examines the blocks around the gates of `model`, and collects in `swaps` each block to be
     fused with the class it shall have.
 
-    If `verified`, the tail is compared once for each such class: gates of one class differ in their
-    parameters, and each was compared by itself.
+    If `verified`, each tail is compared once for each such class: gates of one class differ in
+    their parameters, and each was compared by itself.
     """
 
     def __init__(self, model: nn.Module, verified: bool) -> None:
         self._model, self._verified = model, verified
+        self._classes: dict[int, dict[str, type]] = {}  # that the gates of a block will have
         self.swaps: list[tuple[nn.Module, type[nn.Module]]] = []
 
     def examine(self, gate: nn.Module, paths: list[str], cls: type) -> dict:
@@ -49,27 +50,48 @@ class Epilogues:
             except NotFusableError as obstacle:
                 obstacles[str(obstacle)] = None
                 continue
-            fused[found.epilogue] = None
-            now = found.with_class(name, type(gate))
-            if remark := changed(block, now) or acting(block, now):
+            tail = found.tail_of(name)
+            fused[tail.epilogue] = None
+            if remark := changed(block, _now(block, found)) or acting(block, tail):
                 obstacles[f"but not while {remark}"] = None
         return {"epilogue": ", ".join(fused), "alone": "; ".join(obstacles)}
 
     def _fusion(self, block: nn.Module, name: str, gate: nn.Module, cls: type) -> BlockFusion:
         """How `block` is, or will be, fused. Raises NotFusableError if it cannot be."""
-        taken = {id(swapped): new._cbam_block for swapped, new in self.swaps}
-        known = taken.get(id(block)) or block_fusion_of(block)
-        if known is None:
-            fusion = describe(block, name, gate, cls)
-            meta = next(gate.parameters()).is_meta
-            if self._verified and not meta and fusion not in taken.values():
-                epilogue = Epilogue(tail_of(fusion), fusion.activation)
-                verify(gate, gate_fusion(gate, cls), epilogue)
-        else:
-            fusion = known.with_class(name, cls)
+        self._classes.setdefault(id(block), {})[name] = cls
+        taken = (new._cbam_block for swapped, new in reversed(self.swaps) if swapped is block)
+        known = next(taken, block_fusion_of(block))
+        fusion, obstacle = known and known.with_class(name, cls), None
         fixed = block_fusion_of(block) is not None and is_swapped_again(block)
+        if fusion is None or not fusion.tail_of(name):
+            try:
+                if fixed:
+                    raise NotFusableError("its block was fused before, and its class swapped again")
+                fusion = self._behind_another(block, known, name, gate)
+            except NotFusableError as error:
+                obstacle = error
         if fusion != known and not fixed:
             self.swaps.append((block, block_class(fusion)))
-        if fusion.gate != name:
-            raise NotFusableError(f"its block is fused behind {fusion.gate}")
+        if obstacle is not None:
+            raise obstacle
         return fusion
+
+    def _behind_another(
+        self, block: nn.Module, known: BlockFusion | None, name: str, gate: nn.Module
+    ) -> BlockFusion:
+        """How `block` is fused behind one more gate than it is `known` to be."""
+        classes = self._classes[id(block)]
+        others = [tail.gate for tail in known.tails if tail.gate in classes] if known else []
+        fusion = describe(block, (*others, name), classes)
+        seen = any(new._cbam_block == fusion for _, new in self.swaps)
+        if self._verified and not seen and not next(gate.parameters()).is_meta:
+            verify(gate, gate_fusion(gate, classes[name]), epilogue_of(fusion, name))
+        return fusion
+
+
+def _now(block: nn.Module, fusion: BlockFusion) -> BlockFusion:
+    """The same with the classes that the gates have at present."""
+    for tail in fusion.tails:
+        if (gate := block._modules.get(tail.gate)) is not None:
+            fusion = fusion.with_class(tail.gate, type(gate))
+    return fusion

@@ -1,8 +1,12 @@
-"""The tail of a block in its graph: gate, perhaps a drop path, the addition of a shortcut, perhaps
-a ReLU.
+"""The tail of a gate in its block's graph: gate, perhaps a drop path, then the addition of a
+shortcut, a ReLU, or both.
 
 It is taken for one only if nobody else sees what lies between, nothing between acts in eval mode,
 and the gate may as well run where the addition does.
+
+The fused ReLU keeps its output for the backward, as PyTorch's does: changed in place afterwards, it
+is an error with both. A ReLU6 is left alone: PyTorch's keeps its input, or a copy of it where it
+acts in place, so that what follows may change its output.
 """
 
 import operator
@@ -18,32 +22,39 @@ from cbam_fused.plan import batch_norm_types
 
 _IN_PLACE = (operator.iadd, "add_")
 _ADDITIONS = (operator.add, torch.add, "add", *_IN_PLACE)
-# No ReLU6: it keeps its input for the backward; the fused one its output, which may change later.
 _RELUS = (nn.ReLU, functional.relu, torch.relu, torch.relu_, "relu", "relu_")
 _PURE_FUNCTIONS = (operator.add, operator.sub, operator.mul, operator.truediv, torch.add)
 
 
 class Tail(NamedTuple):
-    """The nodes of a tail.
-
-    Attributes:
-        x, shortcut: what the gate takes and what is added to its output.
-        gate, dropped, addition, relu: the tail itself, in order; `dropped` are the drop paths, and
-            `relu` is None where there is none.
+    """The nodes of a tail, in order; `dropped` are the drop paths, and one of `addition` and `relu`
+    may be None.
     """
 
-    x: fx.Node
-    shortcut: fx.Node
     gate: fx.Node
     dropped: tuple[fx.Node, ...]
-    addition: fx.Node
+    addition: fx.Node | None
     relu: fx.Node | None
 
     @property
     def nodes(self) -> tuple[fx.Node, ...]:
-        """The tail itself, in order."""
-        end = () if self.relu is None else (self.relu,)
-        return (self.gate, *self.dropped, self.addition, *end)
+        """Those that there are."""
+        end = (node for node in (self.addition, self.relu) if node is not None)
+        return (self.gate, *self.dropped, *end)
+
+    @property
+    def x(self) -> fx.Node:
+        """What the gate takes."""
+        return self.gate.args[0]
+
+    @property
+    def shortcut(self) -> fx.Node | None:
+        """What is added to the gate's output, if anything is."""
+        if self.addition is None:
+            return None
+        operand = (self.gate, *self.dropped)[-1]
+        (other,) = (argument for argument in self.addition.args if argument is not operand)
+        return other
 
 
 def find_tail(graph: fx.Graph, block: nn.Module, name: str) -> Tail:
@@ -64,14 +75,17 @@ def find_tail(graph: fx.Graph, block: nn.Module, name: str) -> Tail:
     while is_drop_path(_module(user, block)):
         dropped.append(user)
         user = _only_user(user)
-    shortcut = _shortcut(user, dropped[-1] if dropped else call, block)
-    tail = Tail(call.args[0], shortcut, call, tuple(dropped), user, _relu(user, block))
+    operand = (call, *dropped)[-1]
+    if relu := _relu(operand, block):
+        return Tail(call, tuple(dropped), None, relu)
+    _expect_addition(user, operand, block)
+    tail = Tail(call, tuple(dropped), user, _relu(user, block))
     _expect_movable(graph, block, tail)
     return tail
 
 
 def tail_graph(tail: Tail) -> fx.Graph:
-    """The tail by itself, a function of x and the shortcut."""
+    """The tail by itself, a function of x and the shortcut (anything where none is added)."""
     graph = fx.Graph()
     copies = {tail.x: graph.placeholder("x")}
     shortcut = graph.placeholder("shortcut")
@@ -85,7 +99,7 @@ def tail_graph(tail: Tail) -> fx.Graph:
 
 def replace_tail(graph: fx.Graph, tail: Tail, method: str) -> None:
     """Puts a call ``self.method(x, shortcut)`` in the tail's place, where its addition is."""
-    with graph.inserting_before(tail.addition):
+    with graph.inserting_before(tail.addition or tail.gate):
         call = graph.create_node("call_module", method, (tail.x, tail.shortcut))
     tail.nodes[-1].replace_all_uses_with(call)
     for node in reversed(tail.nodes):
@@ -116,16 +130,17 @@ def _only_user(node: fx.Node) -> fx.Node:
     return next(iter(node.users))
 
 
-def _shortcut(node: fx.Node, operand: fx.Node, block: nn.Module) -> fx.Node:
-    """What `node` adds to `operand`."""
+def _expect_addition(node: fx.Node, operand: fx.Node, block: nn.Module) -> None:
+    """`node` adds another tensor to `operand`, and changes none but that."""
     if node.target not in _ADDITIONS:
-        raise NotFusableError(f"it is followed by {_text(node, block)}, not by an addition")
+        raise NotFusableError(
+            f"it is followed by {_text(node, block)}, neither by an addition nor by a ReLU"
+        )
     others = [argument for argument in node.args if argument is not operand]
     if len(node.args) != 2 or node.kwargs or len(others) != 1 or not isinstance(others[0], fx.Node):
         raise NotFusableError("what is added behind it is not just another tensor")
     if node.target in _IN_PLACE and node.args[0] is not operand:
         raise NotFusableError("it is added to the shortcut in place")
-    return others[0]
 
 
 def _text(node: fx.Node, block: nn.Module) -> str:
@@ -137,14 +152,14 @@ def _text(node: fx.Node, block: nn.Module) -> str:
     )
 
 
-def _relu(addition: fx.Node, block: nn.Module) -> fx.Node | None:
-    """The ReLU, in place or not, that alone takes the sum; None if there is none."""
-    if len(addition.users) != 1:
+def _relu(operand: fx.Node, block: nn.Module) -> fx.Node | None:
+    """The ReLU, in place or not, that alone takes `operand`; None if there is none."""
+    if len(operand.users) != 1:
         return None
-    (node,) = addition.users
+    (node,) = operand.users
     module = _module(node, block)
     options = (*node.args[1:], *node.kwargs.values())
-    plain = node.args[:1] == (addition,) and all(isinstance(option, bool) for option in options)
+    plain = node.args[:1] == (operand,) and all(isinstance(option, bool) for option in options)
     is_relu = (node.target if module is None else type(module)) in _RELUS
     return node if plain and is_relu else None
 

@@ -52,10 +52,12 @@ class Epilogue(NamedTuple):
 
     Attributes:
         tail: gate and epilogue as the block has them: ``tail(gate, x, shortcut)``.
+        adds: whether the shortcut is added; if not it is None.
         activation: as in `cbam_fused.cbam`.
     """
 
     tail: Forward
+    adds: bool
     activation: str
 
 
@@ -90,7 +92,7 @@ def verify(module: nn.Module, fusion: Fusion, epilogue: Epilogue | None = None) 
 
 
 def _pair(fusion: Fusion, epilogue: Epilogue | None) -> _Pair:
-    def own_tail(gate: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor:
+    def own_tail(gate: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         gate.__class__ = fusion.base  # it may be fused already
         return epilogue.tail(gate, x, shortcut)
 
@@ -101,7 +103,8 @@ def _pair(fusion: Fusion, epilogue: Epilogue | None) -> _Pair:
             raise NotFusableError(collect(gate, fusion.plan).reason)
         return y
 
-    return _Pair(own_tail if epilogue else fusion.forward, fused, fusion.plan, epilogue is not None)
+    adds = epilogue is not None and epilogue.adds
+    return _Pair(own_tail if epilogue else fusion.forward, fused, fusion.plan, adds)
 
 
 @contextlib.contextmanager
