@@ -17,10 +17,10 @@ from cbam_fused.fuse.adapters.layers import (
 from cbam_fused.fuse.blocks import block_fusion_of
 from cbam_fused.fuse.candidates import layers_of_a_gate
 from cbam_fused.fuse.epilogues import Epilogues
+from cbam_fused.fuse.gates import fused_class
 from cbam_fused.fuse.report import FuseReport, GateReport
 from cbam_fused.fuse.swap import (
     Fusion,
-    fused_class,
     fusion_of,
     is_swapped_again,
     set_classes,
@@ -189,7 +189,6 @@ def _examine(
     try:
         fusion = _fusion(module, adapter)
         row |= _found(module, fusion.plan)
-        cls = fused_class(fusion)
         if not verified:
             row["reason"] = "not verified, as asked"
         elif next(module.parameters()).is_meta:
@@ -201,7 +200,7 @@ def _examine(
         return GateReport(status=report.SKIPPED, **row | {"reason": str(obstacle)}), None
     if remark := _remark(module, fusion.plan):
         row["reason"] = remark
-    return GateReport(status=report.FUSED, **row), cls
+    return GateReport(status=report.FUSED, **row), fused_class(fusion)
 
 
 def _found(module: nn.Module, plan: Plan) -> dict:

@@ -5,14 +5,12 @@ Nothing of the instance is touched: parameters, buffers, hooks, names, state_dic
 rebuilt from the original class.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cbam_fused.plan import Plan, call_fused, result_dtype
+from cbam_fused.plan import Plan
 
 
 class Fusion(NamedTuple):
@@ -53,24 +51,6 @@ def set_classes(swaps: list[tuple[nn.Module, type[nn.Module]]]) -> None:
         raise
 
 
-@functools.cache
-def fused_class(fusion: Fusion) -> type[nn.Module]:
-    """The subclass of ``fusion.base`` that computes the fused gate; one for equal fusions."""
-    base, known_forward, adapter, plan = fusion
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = call_fused(self, plan, x) if base.forward is known_forward else None
-        if y is not None:
-            return y
-        y = base.forward(self, x)
-        return y if isinstance(x, torch.fx.Proxy) else y.to(result_dtype(x))
-
-    def rebuilt(build: Callable, arguments: tuple) -> tuple:
-        return _rebuild, (base, adapter, plan, build, arguments)
-
-    return subclass(base, rebuilt, forward=forward, _cbam_fused=fusion)
-
-
 def subclass(
     base: type[nn.Module], rebuilt: Callable[[Callable, tuple], tuple], **namespace: object
 ) -> type[nn.Module]:
@@ -102,11 +82,3 @@ def subclass(
     }
     cls = type(base)(base.__name__, (base,), namespace)
     return cls
-
-
-def _rebuild(
-    base: type[nn.Module], adapter: str, plan: Plan, build: Callable, arguments: tuple
-) -> nn.Module:
-    module = build(*arguments)
-    module.__class__ = fused_class(Fusion(base, base.forward, adapter, plan))
-    return module

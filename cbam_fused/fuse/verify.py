@@ -34,6 +34,10 @@ from cbam_fused.testing import check_close, scale_error
 
 _DRAWS = (2, 4, 8, 16, 32)
 _SAMPLES, _HEIGHT, _WIDTH = 2, 5, 6
+_PARAMETERS = (
+    ("own parameters", torch.contiguous_format),
+    ("drawn parameters", torch.channels_last),
+)
 
 
 class Verification(NamedTuple):
@@ -62,17 +66,24 @@ class Epilogue(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """The two forwards to compare, of a gate with this plan."""
+    """The two forwards to compare, of a gate with this plan, on which `parameters`."""
 
     own: Forward
     fused: Forward
     plan: Plan
     takes_shortcut: bool
+    parameters: tuple[tuple[str, torch.memory_format], ...]
 
 
-def verify(module: nn.Module, fusion: Fusion, epilogue: Epilogue | None = None) -> Verification:
+def verify(
+    module: nn.Module,
+    fusion: Fusion,
+    epilogue: Epilogue | None = None,
+    *,
+    own_parameters: bool = True,
+) -> Verification:
     """Compares the fused gate of `fusion` with the own forward of `module`, both with an
-    `epilogue` if it is given.
+    `epilogue` if it is given; on drawn parameters alone without its `own_parameters`.
 
     Returns:
         The comparison that came closest to its bound; all passed.
@@ -80,7 +91,7 @@ def verify(module: nn.Module, fusion: Fusion, epilogue: Epilogue | None = None) 
     Raises:
         NotFusableError: a comparison failed, or could not be made; the message says which.
     """
-    pair = _pair(fusion, epilogue)
+    pair = _pair(fusion, epilogue, _PARAMETERS if own_parameters else _PARAMETERS[1:])
     try:
         with torch.inference_mode(False), torch.enable_grad(), _left_alone(module):
             compared = _compare(module, pair)
@@ -91,7 +102,7 @@ def verify(module: nn.Module, fusion: Fusion, epilogue: Epilogue | None = None) 
     return max(compared, key=lambda c: c.error / c.bound if c.error else 0.0)
 
 
-def _pair(fusion: Fusion, epilogue: Epilogue | None) -> _Pair:
+def _pair(fusion: Fusion, epilogue: Epilogue | None, parameters: tuple) -> _Pair:
     def own_tail(gate: nn.Module, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         gate.__class__ = fusion.base  # it may be fused already
         return epilogue.tail(gate, x, shortcut)
@@ -104,7 +115,8 @@ def _pair(fusion: Fusion, epilogue: Epilogue | None) -> _Pair:
         return y
 
     adds = epilogue is not None and epilogue.adds
-    return _Pair(own_tail if epilogue else fusion.forward, fused, fusion.plan, adds)
+    own = own_tail if epilogue else fusion.forward
+    return _Pair(own, fused, fusion.plan, adds, parameters)
 
 
 @contextlib.contextmanager
@@ -133,10 +145,7 @@ def _compare(module: nn.Module, pair: _Pair) -> list[Verification]:
 
 def _compare_draws(module: nn.Module, pair: _Pair, draws: int) -> Iterator[Verification]:
     """The comparisons over `draws` inputs together; more draws begin with those of fewer."""
-    for parameters, layout in (
-        ("own parameters", torch.contiguous_format),
-        ("drawn parameters", torch.channels_last),
-    ):
+    for parameters, layout in pair.parameters:
         generator = torch.Generator("cpu").manual_seed(0)
         source = replica(module)
         if parameters == "drawn parameters":
