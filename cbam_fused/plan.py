@@ -285,6 +285,8 @@ def collect(module: nn.Module, plan: Plan) -> Collected:
         weight = parameters.get("weight")
         if weight is None or "bias" not in parameters:
             return _refuse(f"{plan.inner[place - 1].path} has no plain weight and bias")
+        if is_wrapper(weight):
+            return _refuse(f"{plan.inner[place - 1].path}.weight is a {type(weight).__name__}")
         tensors += (weight, parameters["bias"])
 
     if plan.norm is None:
@@ -336,10 +338,21 @@ def _refuse(reason: str) -> Collected:
     return Collected(None, reason=reason)
 
 
+def is_wrapper(tensor: Tensor) -> bool:
+    """Whether a tensor consists of others, as a DTensor or a quantised weight does."""
+    kind = type(tensor)
+    return kind is not nn.Parameter and kind is not Tensor and hasattr(kind, "__tensor_flatten__")
+
+
 def _replaced(path: str, child: nn.Module | None, cls: type) -> str:
     if type(child) is cls:
         return f"the forward of {path}'s class, {cls.__name__}, was replaced"
-    return f"{path} is a {type(child).__name__}, it was a {cls.__name__}"
+    return f"{path} is a {full_name(type(child), cls)}, it was a {cls.__name__}"
+
+
+def full_name(cls: type, other: type) -> str:
+    """The name of a class, with its module if it is called like `other`: a quantised Linear is."""
+    return cls.__name__ if cls.__name__ != other.__name__ else f"{cls.__module__}.{cls.__name__}"
 
 
 def read_norm(norm: nn.Module) -> tuple[Norm, Tensor | None]:

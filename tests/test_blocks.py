@@ -12,7 +12,6 @@ from torch import nn
 import cbam_fused
 from benchmarks.saved import count_saved
 from cbam_fused import fuse_, unfuse_
-from cbam_fused.testing import check_close
 from tests import official
 from tests.blocks import (
     FUSABLE,
@@ -25,7 +24,7 @@ from tests.blocks import (
     step,
     watched,
 )
-from tests.gates import resnet, train_step
+from tests.gates import resnet
 from tests.lookalikes import LOOKALIKES
 
 
@@ -188,24 +187,6 @@ def test_what_only_looks_like_an_epilogue_is_left_alone(case):
     assert re.search(case.reason, report.fused[0].alone), report.fused[0].alone
     with contextlib.suppress(RuntimeError), torch.no_grad():
         torch.testing.assert_close(module(x.clone()), own(x.clone()))
-
-
-@pytest.mark.parametrize(("name", "blocks"), [("resnet18", 8), ("resnet50", 16)])
-def test_every_block_of_a_network(name, blocks):
-    model = resnet("cbam", name).eval()
-    x = torch.randn(2, 3, 64, 64)
-    own, double = copy.deepcopy(model), copy.deepcopy(model).double()
-    report = fuse_(model, strict=True)
-    assert [gate.epilogue for gate in report.fused] == ["add + relu"] * blocks
-    with watched() as calls:
-        logits = model(x)
-    assert calls == [(True, "relu")] * blocks
-    check_close("logits", logits, own(x), double(x.double()))
-    for training in (True, False):
-        own, fused = (copy.deepcopy(m).double().train(training) for m in (double, model))
-        expected = train_step(own, x.double())
-        for result, value in train_step(fused, x.double()).items():
-            torch.testing.assert_close(value, expected[result], msg=result)
 
 
 def test_a_network_saves_no_more_for_the_backward():

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from cbam_fused import CBAM, cbam, fuse_, use_backend
-from cbam_fused.testing import check_close
+from cbam_fused.testing import check_close, scale_error
 from tests import official, processes
+from tests.blocks import Block, watched
 
 if not distributed.is_available():
     pytest.skip("PyTorch was built without torch.distributed", allow_module_level=True)
@@ -143,5 +144,54 @@ def check_details(rank: int) -> None:
     assert y.isfinite().all()
 
 
+def block_step(block: nn.Module, x: Tensor) -> Step:
+    x = x.clone().requires_grad_()
+    y = block(x)
+    y.square().sum().backward()
+    grads = {
+        name: torch.cat([p.grad.flatten() for p in child.parameters()])
+        for name, child in block.named_children()
+        if any(True for _ in child.parameters())
+    }
+    running = torch.cat([b for b in block.buffers() if b.is_floating_point()])
+    return Step({"y": y.detach(), "x grad": x.grad}, grads, running)
+
+
+def check_block(rank: int) -> None:
+    """A block whose gate's norm was converted before it was fused or after.
+
+    It is the only one: PyTorch's own forward of a SyncBatchNorm needs a GPU.
+    """
+    torch.manual_seed(0)
+    block = Block()
+    block.norm, block.project = nn.GroupNorm(4, 16), nn.Conv2d(16, 16, 1)
+    exact, (x, _) = copy.deepcopy(block).double(), inputs(4)
+    eager = block_step(copy.deepcopy(block), x.float())
+    expected = block_step(copy.deepcopy(exact), x)
+
+    def check(name: str, actual: Tensor, eager: Tensor, expected: Tensor) -> None:
+        check_close(name, actual, scale_error(eager, expected, expected), expected)
+
+    for steps in itertools.permutations((fuse_, nn.SyncBatchNorm.convert_sync_batchnorm)):
+        module = copy.deepcopy(exact)
+        for change in steps:
+            change(module)
+        with watched() as calls:
+            mine = block_step(module, x.split([3, 1])[rank])
+        assert calls == [(True, "relu")]
+        for name, values in mine.samples.items():
+            together = torch.cat(processes.gathered(values))
+            check(name, together, eager.samples[name], expected.samples[name])
+        for name, values in mine.grads.items():
+            total = torch.stack(processes.gathered(values)).sum(0)
+            check(f"{name} grad", total, eager.grads[name], expected.grads[name])
+        check("running statistics", mine.running, eager.running, expected.running)
+
+
+def check_all_details(rank: int) -> None:
+    check_details(rank)
+    check_block(rank)
+
+
 def test_details():
-    processes.run(2, check_details)
+    processes.run(2, check_all_details)

@@ -5,7 +5,7 @@ import sys
 
 from torch import nn
 
-from cbam_fused.plan import GateSpec, batch_norm_types
+from cbam_fused.plan import GateSpec, batch_norm_types, full_name
 
 
 class NotFusableError(Exception):
@@ -55,9 +55,7 @@ def expect_class(module: nn.Module, path: str, *classes: type) -> nn.Module:
     """The child at `path`, which must be of exactly one of `classes`."""
     found = child(module, path)
     if type(found) not in classes:
-        got, expected = name_of(found), classes[0].__name__
-        if got == expected:  # a quantised Linear is called Linear, too
-            got = f"{type(found).__module__}.{got}"
+        got, expected = full_name(type(found), classes[0]), classes[0].__name__
         raise NotFusableError(f"{path} is a {got}, not a {expected}")
     return found
 
