@@ -49,7 +49,8 @@ def fuse_(
     `isinstance` still holds: only its class becomes a subclass whose forward is `cbam_fused.cbam`.
     The gate runs its inner modules as before while one of them has a hook, is parametrised, or was
     replaced or reconfigured, and while hooks on all modules are registered. A batch norm that was
-    converted to a SyncBatchNorm is synchronised as ever. Under autocast the result is in the
+    converted to a SyncBatchNorm is synchronised as ever. A gate that was saved fused is compared
+    again where it is loaded. Under autocast the result is in the
     autocast dtype, either way, unless x is float64. torch.jit.script of a fused model is not
     supported.
 

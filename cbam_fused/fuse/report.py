@@ -23,7 +23,7 @@ class GateReport:
         status: "fused", "already fused", "skipped", "candidate" or "filtered out".
         adapter: the implementation it was recognised as, "" if none.
         options: what was found: pool, maps, ties, channels, hidden units, kernel size and norm.
-        epilogue: what is fused behind it in its block: "add + relu", "add", or "".
+        epilogue: what is fused behind it in its block: "add + relu", "add", "relu" or "".
         alone: why nothing is, or a remark.
         backend: whose operations a fused gate calls on its parameters' device.
         compared: the comparison that came closest to its bound, "" if none was made.
