@@ -12,7 +12,9 @@ from tests import official
 from tests.blocks import SHAPE, Block, C, watched
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize:UserWarning"
+    "ignore:torch.ao.quantization is deprecated",
+    "ignore:torch.quantize:UserWarning",
+    "ignore::UserWarning:torch.ao.quantization.observer",
 )
 
 
